@@ -1,0 +1,27 @@
+"""Cyclical pruning of BERT-style models while Hugging Face transformers fine-tunes them."""
+
+from hf_cyclprune.config import PruningConfig, load_config, save_config
+from hf_cyclprune.one_shot import prune_
+from hf_cyclprune.pruning.pruner import Pruner
+from hf_cyclprune.pruning.schedules import Schedule
+from hf_cyclprune.pruning.targets import find_targets
+from hf_cyclprune.reporting.report import SparsityReport
+from hf_cyclprune.training.arguments import PruningArguments
+from hf_cyclprune.training.callback import PruningCallback
+from hf_cyclprune.training.lr import get_restarting_scheduler
+from hf_cyclprune.training.trainer import PruningTrainer
+
+__all__ = [
+    "Pruner",
+    "PruningArguments",
+    "PruningCallback",
+    "PruningConfig",
+    "PruningTrainer",
+    "Schedule",
+    "SparsityReport",
+    "find_targets",
+    "get_restarting_scheduler",
+    "load_config",
+    "prune_",
+    "save_config",
+]

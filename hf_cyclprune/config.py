@@ -1,0 +1,237 @@
+"""Every choice of a user in one flat dataclass; also the command-line flags and the JSON file."""
+
+import dataclasses
+import difflib
+import json
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hf_cyclprune.pruning.criteria import CRITERIA, Criterion
+from hf_cyclprune.pruning.patterns import NM, Pattern, parse_pattern
+from hf_cyclprune.pruning.schedules import ENVELOPES, RAMPS, Schedule
+
+CONFIG_NAME = "pruning_config.json"
+
+
+def _option(default: Any, meaning: str) -> Any:
+    """A field with the help text of its flag."""
+    return field(default=default, metadata={"help": meaning})
+
+
+@dataclass
+class PruningConfig:
+    """What to prune, how far, and in which cycles; validated on construction.
+
+    The defaults are the paper's (https://arxiv.org/abs/2202.01290): magnitude within each layer,
+    sparsity resets to half of the target, four fifths of a cycle climb, and the learning rate
+    restarts with every cycle.
+
+    Raises:
+        ValueError: names the argument, its rule, the value and the remedy.
+
+    >>> PruningConfig(sparsity=0.9, num_cycles=3).build_schedule(total_steps=3000).edges
+    (0, 1000, 2000, 3000)
+    >>> PruningConfig(pattern="2:4").target_sparsity
+    0.5
+    """
+
+    sparsity: float | None = _option(
+        None, "Fraction of the target weights that is zero at the end, in [0, 1). n:m implies it."
+    )
+    pattern: str = _option(
+        "unstructured", "'unstructured', or 'n:m': n kept of every m input features, as in '2:4'."
+    )
+    scope: str | None = _option(
+        None, "Unstructured only: weights ranked together, 'layer' (default), 'global' or 'erk'."
+    )
+    criterion: str = _option("magnitude", f"Scores of the weights: {', '.join(CRITERIA)}.")
+    num_cycles: int = _option(4, "Climbs to the target sparsity; 1 is gradual pruning.")
+    reset_ratio: float = _option(
+        0.5, "Sparsity at the start of a later cycle, as a fraction of what it climbs to."
+    )
+    ramp: str = _option("cubic", f"Shape of the climb: {', '.join(RAMPS)}.")
+    ramp_ratio: float = _option(
+        0.8, "Share of a cycle that climbs; the rest is fine-tuning at the target."
+    )
+    envelope: str = _option(
+        "constant",
+        "What the cycles climb to: 'constant' (the target), or 'rising' (a climb over the whole "
+        "run, of which ramp_ratio is then the share).",
+    )
+    dip_ratio: float = _option(0.3, "Rising envelope only: share of a cycle spent below it.")
+    interval_steps: int | None = _option(
+        None,
+        "Optimizer steps between two pruning steps of a climb; chosen from its length if None.",
+    )
+    lr_restarts: bool = _option(True, "Run the whole learning-rate schedule once in every cycle.")
+    targets: list[str] | None = _option(
+        None, "Regular expressions of the weights to prune instead of all Linears in the blocks."
+    )
+    ignore: list[str] | None = _option(None, "Regular expressions of weights not to prune.")
+    pruning_seed: int = _option(0, "For criteria that draw numbers; the same on every rank.")
+    eval_cycle_ends: bool = _option(False, "Evaluate at the end of every cycle.")
+    save_cycle_ends: bool = _option(False, "Save a checkpoint at the end of every cycle.")
+    fix_loss_scaling: bool = _option(
+        True,
+        "Undo that transformers 5 multiplies the loss of BERT-style heads by the number of "
+        "accumulation steps and of processes.",
+    )
+
+    def __post_init__(self) -> None:
+        self.validate()
+
+    def validate(self) -> None:
+        """Check every field; called again when training starts."""
+        pattern = parse_pattern(self.pattern, self.scope)
+        _check_sparsity(self.sparsity, pattern)
+        for name in ("reset_ratio", "ramp_ratio", "dip_ratio"):
+            _check_fraction(name, getattr(self, name))
+        _check_count("num_cycles", self.num_cycles)
+        if self.interval_steps is not None:
+            _check_count("interval_steps", self.interval_steps)
+        _check_known("criterion", self.criterion, CRITERIA)
+        _check_known("ramp", self.ramp, RAMPS)
+        _check_known("envelope", self.envelope, ENVELOPES)
+        _check_expressions("targets", self.targets)
+        _check_expressions("ignore", self.ignore)
+
+    @property
+    def target_sparsity(self) -> float:
+        """s_t, in [0, 1); exactly (m - n) / m for n:m."""
+        pattern = self.build_pattern()
+        if isinstance(pattern, NM):
+            return pattern.sparsity
+        assert self.sparsity is not None, "validated"
+        return self.sparsity
+
+    def build_schedule(self, total_steps: int) -> Schedule:
+        """The schedule of a run of `total_steps` optimizer steps.
+
+        Raises:
+            ValueError: more cycles than steps.
+        """
+        return Schedule(
+            sparsity=self.target_sparsity,
+            total_steps=total_steps,
+            num_cycles=self.num_cycles,
+            reset_ratio=self.reset_ratio,
+            ramp=self.ramp,
+            ramp_ratio=self.ramp_ratio,
+            envelope=self.envelope,
+            dip_ratio=self.dip_ratio,
+            interval_steps=self.interval_steps,
+        )
+
+    def build_pattern(self) -> Pattern:
+        return parse_pattern(self.pattern, self.scope)
+
+    def build_criterion(self) -> Criterion:
+        return CRITERIA[self.criterion](seed=self.pruning_seed)
+
+
+def field_names() -> list[str]:
+    """The names of all pruning options, in the order of the class."""
+    return [f.name for f in dataclasses.fields(PruningConfig)]
+
+
+def config_to_dict(config: PruningConfig) -> dict[str, Any]:
+    """The pruning options alone, also of a config that holds others (`PruningArguments`)."""
+    return {name: getattr(config, name) for name in field_names()}
+
+
+def config_from_dict(values: dict[str, Any]) -> PruningConfig:
+    """The config with these options.
+
+    Raises:
+        ValueError: an unknown option, or a value out of its range.
+    """
+    for name in values:
+        _check_known("pruning option", name, field_names())
+    return PruningConfig(**values)
+
+
+def save_config(config: PruningConfig, folder: str | Path) -> Path:
+    """Write pruning_config.json into `folder`."""
+    path = Path(folder) / CONFIG_NAME
+    path.write_text(json.dumps(config_to_dict(config), indent=2) + "\n", encoding="utf-8")
+    return path
+
+
+def load_config(folder: str | Path) -> PruningConfig:
+    """Read pruning_config.json from `folder`.
+
+    Raises:
+        FileNotFoundError, ValueError: it is not there, or not a valid config.
+    """
+    text = (Path(folder) / CONFIG_NAME).read_text(encoding="utf-8")
+    values = json.loads(text)
+    if not isinstance(values, dict):
+        raise ValueError(
+            f"{CONFIG_NAME} must hold a JSON object; got {type(values).__name__} in {folder}. "
+            "Write it with save_config."
+        )
+    return config_from_dict(values)
+
+
+def _check_sparsity(sparsity: float | None, pattern: Pattern) -> None:
+    if sparsity is None:
+        if not isinstance(pattern, NM):
+            raise ValueError(
+                "sparsity must be given for pattern 'unstructured'; got None. "
+                "Pass a fraction, for example 0.9, or an n:m pattern such as '2:4'."
+            )
+        return
+    if not _is_number(sparsity) or not 0 <= sparsity < 1:
+        hint = "Pass for example 0.9."
+        if _is_number(sparsity) and 1 < sparsity < 100:
+            hint = f"Write {sparsity / 100:g} for {sparsity:g} %."
+        raise ValueError(f"sparsity must be a fraction in [0, 1); got {sparsity!r}. {hint}")
+    if isinstance(pattern, NM) and not math.isclose(sparsity, pattern.sparsity, abs_tol=0.005):
+        raise ValueError(
+            f"sparsity must be {pattern.sparsity:.4g} with pattern '{pattern}', or be left out; "
+            f"got {sparsity!r}. Drop one of the two."
+        )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _check_fraction(name: str, value: Any) -> None:
+    if not _is_number(value) or not 0 <= value <= 1:
+        raise ValueError(f"{name} must be in [0, 1]; got {value!r}. Pass a fraction such as 0.5.")
+
+
+def _check_count(name: str, value: Any) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} must be an integer of at least 1; got {value!r}. Pass one.")
+
+
+def _check_known(name: str, value: Any, known: Iterable[str]) -> None:
+    if value in known:
+        return
+    near = difflib.get_close_matches(str(value), known, n=1)
+    hint = f"Did you mean '{near[0]}'?" if near else "Choose one of them."
+    raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}. {hint}")
+
+
+def _check_expressions(name: str, values: Any) -> None:
+    if values is None:
+        return
+    if isinstance(values, str) or not all(isinstance(value, str) for value in values):
+        raise ValueError(
+            f"{name} must be a list of regular expressions; got {values!r}. "
+            f"Write {name}=['query', 'key'], for example."
+        )
+    for value in values:
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ValueError(
+                f"{name} must hold regular expressions; got {value!r}, where {error}. "
+                "Escape special characters with a backslash."
+            ) from error

@@ -1,0 +1,30 @@
+"""Pruning without training."""
+
+from torch import nn
+
+from hf_cyclprune.config import PruningConfig
+from hf_cyclprune.pruning.pruner import Pruner
+from hf_cyclprune.pruning.targets import check_finite, find_targets
+from hf_cyclprune.reporting.report import CHECKED_PATTERNS, SparsityReport
+
+
+def prune_(model: nn.Module, config: PruningConfig) -> SparsityReport:
+    """Prune the model in place to the config's sparsity, at once; return what was counted after.
+
+    Criteria that read gradients need a backward pass before.
+
+    Raises:
+        ValueError: as `find_targets`; NaN weights; a missing gradient.
+    """
+    targets = find_targets(model, config.targets, config.ignore)
+    check_finite(targets)
+    schedule = config.build_schedule(total_steps=config.num_cycles)
+    pruner = Pruner(targets, schedule, config.build_criterion(), config.build_pattern())
+    pruner.prune_to(config.target_sparsity)
+    return SparsityReport.measure(
+        model,
+        targets=config.targets,
+        ignore=config.ignore,
+        patterns=[*CHECKED_PATTERNS, config.pattern],
+        target_sparsity=config.target_sparsity,
+    )

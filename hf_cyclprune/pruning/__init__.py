@@ -1,0 +1,1 @@
+"""The method itself: schedules, criteria, patterns and the pruner; needs torch and nothing else."""

@@ -1,0 +1,184 @@
+"""One pruning step: the only place where schedule, criterion, pattern and targets meet.
+
+Projected gradient descent with a sparsity that varies in time (Srinivas et al. 2022,
+https://arxiv.org/abs/2202.01290, algorithm 1). After every optimizer step t
+
+    M <- mask of the current weights at sparsity s(t)     if t is a pruning step
+    w <- w * M
+
+so that a pruned weight, which the optimizer has just moved away from zero, competes with the
+others by what that one update made of it.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from hf_cyclprune.pruning.criteria import Criterion
+from hf_cyclprune.pruning.patterns import Pattern
+from hf_cyclprune.pruning.schedules import Schedule
+from hf_cyclprune.pruning.selection import HIGHEST_KEY, find_cut, keep_above_, order_keys
+
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+@dataclass(frozen=True)
+class PruningStep:
+    """What `Pruner.step` did: how many groups got new masks, and whether weights were freed."""
+
+    num_recomputed: int = 0
+    is_reset: bool = False
+
+
+@dataclass
+class Pruner:
+    """Masks of the targets, recomputed by `schedule` and applied after every optimizer step.
+
+    A **reset** is a pruning step that lowers the number of pruned weights of a group. It frees
+    weights only: all kept ones stay, and of the pruned ones those with the highest scores return.
+    It waits until the optimizer has moved a pruned weight of the group, because weights that are
+    all still zero would return in the order of their index (after a step with a learning rate of 0,
+    or one skipped for an overflow). It then uses the sparsity of the step at which it happens.
+
+    With a criterion that reads gradients, every pruning step waits for finite ones in this way.
+
+    Args:
+        targets: name -> weight, pruned in place.
+        schedule: optimizer step -> sparsity.
+        criterion: weight -> scores.
+        pattern: scores -> masks.
+    """
+
+    targets: Mapping[str, Tensor]
+    schedule: Schedule
+    criterion: Criterion
+    pattern: Pattern
+    masks: dict[str, Tensor] = field(init=False)
+    """Name -> bool, shaped as the weight, True = kept."""
+    num_pruned: list[int] = field(init=False)
+    """Pruned weights of each group, by `masks`."""
+    pending: set[int] = field(init=False, default_factory=set)
+    """Groups whose pruning step is due but waits."""
+
+    def __post_init__(self) -> None:
+        self.shapes = {name: tuple(weight.shape) for name, weight in self.targets.items()}
+        self.pattern.check(self.shapes)
+        self.groups = self.pattern.groups(self.shapes)
+        self.masks = {
+            name: torch.ones_like(weight, dtype=torch.bool, memory_format=torch.contiguous_format)
+            for name, weight in self.targets.items()
+        }
+        self.num_pruned = [0] * len(self.groups)
+
+    @property
+    def num_weights(self) -> int:
+        """Target weights, pruned or not."""
+        return sum(weight.numel() for weight in self.targets.values())
+
+    @property
+    def sparsity(self) -> float:
+        """Pruned share of the target weights, by the masks."""
+        return sum(self.num_pruned) / self.num_weights
+
+    @property
+    def is_at_target(self) -> bool:
+        """Whether every group has as many zeros as the schedule's target asks for."""
+        return not self.pending and self.num_pruned == self.demand(self.schedule.sparsity)
+
+    def demand(self, sparsity: float) -> list[int]:
+        """Pruned weights of each group at this sparsity."""
+        return self.pattern.num_pruned(self.shapes, sparsity)
+
+    @torch.no_grad()
+    def step(self, t: int) -> PruningStep:
+        """Recompute the masks if they are due after optimizer step t = 1, 2, .., and apply them.
+
+        Idempotent but for a criterion that has moved on. Without a pruning step this is one pass
+        over the weights and waits for nothing.
+        """
+        due = set(range(len(self.groups))) if self.schedule.is_pruning_step(t) else self.pending
+        done = self._prune(due, t) if due else PruningStep()
+        self.apply_masks_()
+        return done
+
+    @torch.no_grad()
+    def apply_masks_(self) -> None:
+        """Set every pruned weight to +0.0 in place, whatever it holds (NaN and infinity too)."""
+        for name, weight in self.targets.items():
+            # Bits times 0 or 1: `weight * mask` would leave -0.0 and NaN behind.
+            weight.detach().view(_BITS[weight.element_size()]).mul_(self.masks[name])
+
+    def prune_to(self, sparsity: float) -> None:
+        """Masks at this sparsity at once, applied; for pruning without training."""
+        with torch.no_grad():
+            self._recompute(dict(enumerate(self.demand(sparsity))))
+            self.apply_masks_()
+
+    def _prune(self, due: Iterable[int], t: int) -> PruningStep:
+        self.criterion.begin_cycle(self.schedule.cycle(t))
+        demand = self.demand(self.schedule.sparsity_at(t))
+        is_ready = self._are_ready(due, demand)
+        self.pending = {g for g in due if not is_ready[g]}
+        ready = {g: demand[g] for g in due if is_ready[g]}
+        is_reset = any(count < self.num_pruned[g] for g, count in ready.items())
+        self._recompute(ready)
+        return PruningStep(len(ready), is_reset)
+
+    def _are_ready(self, due: Iterable[int], demand: list[int]) -> dict[int, bool]:
+        """Which due groups need not wait; the device is waited for once, if weights are asked."""
+        checks = {g: self._checks(g, is_reset=demand[g] < self.num_pruned[g]) for g in due}
+        asked = [g for g, check in checks.items() if check is not None]
+        answers = torch.stack([c for c in checks.values() if c is not None]) if asked else None
+        ready = dict.fromkeys(checks, True)
+        if answers is not None:
+            ready.update(zip(asked, answers.tolist(), strict=True))
+        return ready
+
+    def _checks(self, group: int, *, is_reset: bool) -> Tensor | None:
+        """One bool on the device: may this group be pruned now? None if it always may."""
+        weights = {name: self.targets[name] for name in self.groups[group]}
+        conditions = []
+        if is_reset:  # some pruned weight has moved; `>` on bools is "and not"
+            moved = [((w != 0) > self.masks[name]).any() for name, w in weights.items()]
+            conditions.append(torch.stack(moved).any())
+        if self.criterion.needs_gradient:
+            gradients = [w.grad for w in weights.values() if w.grad is not None]
+            conditions += [gradient.isfinite().all() for gradient in gradients]
+        return torch.stack(conditions).all() if conditions else None
+
+    def _recompute(self, demand: Mapping[int, int]) -> None:
+        """New masks for some groups: the lowest `demand[group]` keys of each are pruned."""
+        for g, n in demand.items():
+            if n in (0, self._size(g)):
+                for name in self.groups[g]:
+                    self.masks[name].fill_(n == 0)
+            else:
+                self._recompute_group(g, n)
+            self.num_pruned[g] = n
+
+    def _recompute_group(self, group: int, num_pruned: int) -> None:
+        is_reset = num_pruned < self.num_pruned[group]
+        names = self.groups[group]
+        if len(names) == 1:  # small enough to keep its keys
+            keys = [self._key(names[0], is_reset)]
+            cut = find_cut(lambda: keys, num_pruned)
+            keep_above_(self.masks[names[0]].view(-1), keys[0], cut)
+            return
+        cut = find_cut(lambda: (self._key(name, is_reset) for name in names), num_pruned)
+        num_ties_seen: Tensor | int = 0
+        for name in names:
+            mask = self.masks[name].view(-1)
+            num_ties_seen = keep_above_(mask, self._key(name, is_reset), cut, num_ties_seen)
+
+    def _key(self, name: str, is_reset: bool) -> Tensor:
+        """The flat keys of one target, highest where nothing may be pruned."""
+        scores = self.criterion.score(name, self.targets[name])
+        keys = order_keys(scores, is_signed=self.criterion.is_signed)
+        if is_reset:
+            keys = keys.masked_fill(self.masks[name].view(-1), HIGHEST_KEY)
+        return self.pattern.protect(keys, self.shapes[name])
+
+    def _size(self, group: int) -> int:
+        return sum(self.targets[name].numel() for name in self.groups[group])

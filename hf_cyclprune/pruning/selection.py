@@ -1,0 +1,129 @@
+"""Exact order statistics of many tensors at once, by radix select: no sort, no concatenation.
+
+Scores become int32 keys of the same order. One integer histogram of the keys' upper 16 bits and
+one of the lower 16 bits inside the bin that matters pin down a single key exactly. Histograms add
+up, so the tensors are looked at one by one and nothing larger than one of them is ever allocated.
+Ties are broken by position: of equal keys those that come first are kept.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+HIGHEST_KEY = torch.iinfo(torch.int32).max
+DIGITS = 1 << 16
+CHUNK = 1 << 18  # keys counted at a time on a CPU: few enough for a core's cache
+
+Keys = Callable[[], Iterable[Tensor]]
+"""Yields the flat int32 keys of every tensor that is ranked together, in target order."""
+
+
+def order_keys(scores: Tensor, *, is_signed: bool = True) -> Tensor:
+    """Keys that order as the scores do, flat; a NaN ranks highest, -0.0 equals +0.0.
+
+    `is_signed=False` promises that no score has its sign bit set, which saves most of the work.
+
+    >>> order_keys(torch.tensor([0.5, -0.0, -2.0, 0.0])).argsort(stable=True).tolist()
+    [2, 1, 3, 0]
+    """
+    scores = scores.detach().reshape(-1).to(torch.float32)  # exact for fp32, bf16 and fp16
+    if not is_signed:
+        return scores.view(torch.int32)
+    bits = (scores + 0.0).view(torch.int32)  # + 0.0 turns -0.0 into +0.0
+    keys = bits ^ ((bits >> 31) & HIGHEST_KEY)  # a negative float's bits order backwards
+    return keys.masked_fill_(scores.isnan(), HIGHEST_KEY)
+
+
+class Cut(NamedTuple):
+    """Where pruned and kept part: keys below `key` are pruned, keys above it kept.
+
+    Of the `num_ties` keys equal to it the last `num_ties_pruned` are pruned. All three are int64
+    of no dimension on the keys' device.
+    """
+
+    key: Tensor
+    num_ties_pruned: Tensor
+    num_ties: Tensor
+
+
+def find_cut(keys: Keys, num_pruned: int) -> Cut:
+    """The cut that prunes exactly the lowest `num_pruned` keys; an accelerator is not waited for.
+
+    Args:
+        keys: see `Keys`; called twice.
+        num_pruned: in 0 .. number of keys - 1.
+    """
+    upper = _sum(_histogram((chunk >> 16) + DIGITS // 2, DIGITS) for chunk in _chunks(keys))
+    rank = torch.tensor(num_pruned, device=upper.device)
+    below, high_bin = _locate(upper, rank)
+    high = high_bin - DIGITS // 2
+    # Bin 0 takes the keys that differ in their upper bits; it is dropped.
+    lower = _sum(
+        _histogram((chunk & 0xFFFF).add_(1).mul_((chunk >> 16) == high), DIGITS + 1)
+        for chunk in _chunks(keys)
+    )[1:]
+    below, low = _locate(lower, rank := rank - below)
+    return Cut((high << 16) + low, rank - below, lower[low])
+
+
+def keep_above_(mask: Tensor, keys: Tensor, cut: Cut, num_ties_seen: Tensor | int = 0) -> Tensor:
+    """Write into the flat bool `mask` what `cut` keeps; return the ties seen so far.
+
+    Args:
+        mask: flat, as long as `keys`.
+        num_ties_seen: ties in the tensors before this one.
+    """
+    num_kept = cut.num_ties - cut.num_ties_pruned - num_ties_seen
+    if keys.is_cpu and not cut.num_ties_pruned:  # the usual case; asking an accelerator would wait
+        torch.ge(keys, cut.key, out=mask)
+        return cut.num_ties
+    torch.gt(keys, cut.key, out=mask)
+    is_tie = keys == cut.key
+    num_ties = is_tie.count_nonzero()
+    if keys.is_cpu and num_ties <= num_kept:
+        mask |= is_tie
+    elif not keys.is_cpu or num_kept > 0:
+        mask |= is_tie & (is_tie.cumsum(0) <= num_kept)
+    return num_ties_seen + num_ties
+
+
+def _chunks(keys: Keys) -> Iterable[Tensor]:
+    for tensor in keys():
+        yield from torch.split(tensor, CHUNK if tensor.is_cpu else max(tensor.numel(), 1))
+
+
+def _locate(histogram: Tensor, rank: Tensor) -> tuple[Tensor, Tensor]:
+    """(entries below the bin, the bin) of the entry with this rank, counted from 0."""
+    ends = histogram.cumsum(0)  # (num_bins): entries up to and including each bin
+    bin_ = torch.searchsorted(ends, rank, right=True)
+    return ends[bin_] - histogram[bin_], bin_
+
+
+def _sum(histograms: Iterable[Tensor]) -> Tensor:
+    total: Tensor | None = None
+    for histogram in histograms:
+        total = histogram if total is None else total.add_(histogram)
+    assert total is not None, "targets are never empty"
+    return total
+
+
+def _histogram(digits: Tensor, num_bins: int) -> Tensor:
+    """int64 counts of the digits 0 .. num_bins - 1.  # (num_bins,)"""
+    if digits.is_cpu:
+        return torch.bincount(digits, minlength=num_bins)
+    return _histogram_without_wait(digits, num_bins)
+
+
+def _histogram_without_wait(digits: Tensor, num_bins: int) -> Tensor:
+    """The same where bincount would wait for the device: histc does not.
+
+    With a power of two as the number of bins its fp32 arithmetic is exact, as are its counts of up
+    to 2^24 entries.
+    """
+    size = 1 << (num_bins - 1).bit_length()
+    return _sum(
+        torch.histc(part.float(), bins=size, min=0, max=size)[:num_bins].to(torch.int64)
+        for part in torch.split(digits, 1 << 24)
+    )

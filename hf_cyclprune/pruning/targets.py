@@ -1,0 +1,138 @@
+"""Model -> {name: weight} to prune: the Linear layers inside the transformer's blocks.
+
+Found by structure, not by a list of architectures: a stack of blocks is an outermost `ModuleList`
+of the base model whose entries are modules that contain Linear layers. So BERT-base has 72 target
+weights; embeddings, LayerNorms, biases, pooler and head have none.
+"""
+
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import nn
+
+
+def find_targets(
+    model: nn.Module,
+    targets: Sequence[str] | None = None,
+    ignore: Sequence[str] | None = None,
+    *,
+    keep_frozen: bool = False,
+) -> dict[str, nn.Parameter]:
+    """Target weights by state_dict name, in the model's order; a shared weight appears once.
+
+    By default these are the weights of the Linear layers in the base model's blocks, except one
+    that is tied to a weight outside of them. Frozen weights are left out with a warning.
+
+    Args:
+        targets: regular expressions, searched in the names of all Linear and Embedding weights;
+            given, they replace the default.
+        ignore: regular expressions; a weight whose name matches one is left out.
+        keep_frozen: take frozen weights too, to look at them.
+
+    Raises:
+        ValueError: the model has no blocks, an expression is invalid or matches nothing, or
+            nothing is left to prune.
+    """
+    weights = dict(_weights(model))
+    found = _blocks_only(model, weights) if targets is None else _match("targets", targets, weights)
+    if ignore is not None:
+        ignored = _match("ignore", ignore, found)
+        found = {name: weight for name, weight in found.items() if name not in ignored}
+    is_frozen = {name: not (w.requires_grad or keep_frozen) for name, w in found.items()}
+    frozen = [name for name in found if is_frozen[name]]
+    if frozen:
+        warnings.warn(
+            f"{len(frozen)} target weights are frozen (requires_grad=False) and will not be "
+            f"pruned, the first is '{frozen[0]}'. Unfreeze them, or leave them out with ignore=.",
+            stacklevel=2,
+        )
+    found = {name: weight for name, weight in found.items() if not is_frozen[name]}
+    if not found:
+        raise ValueError(
+            "targets must leave a weight to prune; got none. Every target is ignored or frozen."
+        )
+    return found
+
+
+def _weights(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Every 2-D weight of a Linear or Embedding layer, once, under its first name."""
+    seen: set[int] = set()
+    for prefix, module in model.named_modules():
+        if not isinstance(module, nn.Linear | nn.Embedding):
+            continue
+        weight = module.get_parameter("weight")
+        if id(weight) in seen or weight.dim() != 2 or not weight.is_floating_point():
+            continue
+        seen.add(id(weight))
+        yield (f"{prefix}.weight" if prefix else "weight"), weight
+
+
+def _blocks_only(model: nn.Module, weights: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+    base = getattr(model, "base_model", model)
+    stacks = list(_stacks(base if isinstance(base, nn.Module) else model))
+    if not stacks:
+        raise ValueError(
+            f"model must contain a stack of transformer blocks; got {type(model).__name__} without "
+            "one. Name the weights to prune with targets=['<regular expression>', ..]."
+        )
+    linears = [m for stack in stacks for m in stack.modules() if isinstance(m, nn.Linear)]
+    inside = {id(linear.weight) for linear in linears}
+    in_blocks = {id(module) for stack in stacks for module in stack.modules()}
+    tied = {
+        id(parameter)
+        for module in model.modules()
+        if id(module) not in in_blocks
+        for parameter in module.parameters(recurse=False)
+    }
+    return {name: w for name, w in weights.items() if id(w) in inside and id(w) not in tied}
+
+
+def _stacks(module: nn.Module) -> Iterator[nn.ModuleList]:
+    """Outermost ModuleLists of modules that contain, but are not, Linear layers."""
+    for child in module.children():
+        if isinstance(child, nn.ModuleList) and _is_stack(child):
+            yield child
+        else:
+            yield from _stacks(child)
+
+
+def _is_stack(modules: nn.ModuleList) -> bool:
+    return len(modules) > 0 and all(
+        not isinstance(block, nn.Linear)
+        and any(isinstance(inner, nn.Linear) for inner in block.modules())
+        for block in modules
+    )
+
+
+def _match(
+    argument: str, patterns: Sequence[str], weights: dict[str, nn.Parameter]
+) -> dict[str, nn.Parameter]:
+    """The weights whose names match; every expression must match one."""
+    matched: set[str] = set()
+    for pattern in patterns:
+        hits = {name for name in weights if re.search(pattern, name)}
+        if not hits:
+            example = next(iter(weights), "none")
+            raise ValueError(
+                f"{argument} must match the name of a 2-D weight; got '{pattern}', which matches "
+                f"none of {len(weights)}. Names look like '{example}'."
+            )
+        matched |= hits
+    return {name: weight for name, weight in weights.items() if name in matched}
+
+
+def check_finite(targets: dict[str, nn.Parameter]) -> None:
+    """Raise for a weight that holds NaN or infinity: its scores would mean nothing.
+
+    Raises:
+        ValueError: names the first such weight.
+    """
+    is_finite = torch.stack([weight.detach().isfinite().all() for weight in targets.values()])
+    for name, ok in zip(targets, is_finite.tolist(), strict=True):
+        if not ok:
+            raise ValueError(
+                f"model must have finite target weights; got NaN or infinity in '{name}'. "
+                "Load a healthy checkpoint, or leave this weight out with ignore=."
+            )

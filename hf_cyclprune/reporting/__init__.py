@@ -1,0 +1,1 @@
+"""Facts counted in the weights and over the cycles of a run."""

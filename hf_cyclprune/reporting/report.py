@@ -1,0 +1,206 @@
+"""How sparse a model is, counted in its weights; never copied from a config."""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_cyclprune.pruning.patterns import NM, parse_pattern
+from hf_cyclprune.pruning.targets import find_targets
+from hf_cyclprune.reporting.cycles import CycleReport
+
+REPORT_NAME = "sparsity_report.json"
+CHECKED_PATTERNS = ("2:4", "4:8")
+
+
+@dataclass(frozen=True)
+class WeightReport:
+    """One target weight."""
+
+    name: str
+    layer: int | None
+    """Index of the block that holds it."""
+    kind: str
+    """Its name inside the block, such as "attention.self.query"."""
+    shape: tuple[int, ...]
+    num_zeros: int
+    patterns: tuple[str, ...]
+    """The n:m patterns that every group of it satisfies."""
+
+    @property
+    def num_weights(self) -> int:
+        return int(torch.Size(self.shape).numel())
+
+    @property
+    def sparsity(self) -> float:
+        return self.num_zeros / self.num_weights
+
+
+@dataclass(frozen=True)
+class SparsityReport:
+    """Zeros of every target weight, and the finished cycles of the run that made them.
+
+    `str(report)` is a table for people; `to_dict` is JSON.
+    """
+
+    weights: tuple[WeightReport, ...]
+    cycles: tuple[CycleReport, ...] = ()
+    target_sparsity: float | None = None
+    """What the run was asked for, where there was a run."""
+
+    @classmethod
+    def measure(
+        cls,
+        model: nn.Module,
+        *,
+        targets: Sequence[str] | None = None,
+        ignore: Sequence[str] | None = None,
+        patterns: Iterable[str] = CHECKED_PATTERNS,
+        cycles: Iterable[CycleReport] = (),
+        target_sparsity: float | None = None,
+    ) -> "SparsityReport":
+        """Count the zeros of the model's target weights (`find_targets`) as they are now."""
+        weights = find_targets(model, targets, ignore, keep_frozen=True)
+        checked = [p for p in map(parse_pattern, dict.fromkeys(patterns)) if isinstance(p, NM)]
+        measured = tuple(
+            _measure(name, weight.detach(), checked) for name, weight in weights.items()
+        )
+        return cls(measured, tuple(cycles), target_sparsity)
+
+    @property
+    def num_weights(self) -> int:
+        return sum(weight.num_weights for weight in self.weights)
+
+    @property
+    def num_zeros(self) -> int:
+        return sum(weight.num_zeros for weight in self.weights)
+
+    @property
+    def sparsity(self) -> float:
+        """Zeros among the target weights."""
+        return self.num_zeros / self.num_weights
+
+    @property
+    def is_at_target(self) -> bool:
+        """Whether the zeros are those asked for, up to the rounding of a count in each matrix."""
+        if self.target_sparsity is None:
+            return True
+        missing = abs(self.num_zeros - self.target_sparsity * self.num_weights)
+        return missing <= len(self.weights)
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """The n:m patterns that all target weights satisfy."""
+        common = set.intersection(*(set(weight.patterns) for weight in self.weights))
+        return tuple(p for p in self.weights[0].patterns if p in common)
+
+    def by_layer(self) -> dict[str, float]:
+        """Sparsity of each block."""
+        return self._grouped(lambda w: "none" if w.layer is None else f"layer {w.layer}")
+
+    def by_kind(self) -> dict[str, float]:
+        """Sparsity of each kind of matrix."""
+        return self._grouped(lambda w: w.kind)
+
+    def _grouped(self, key: Any) -> dict[str, float]:
+        groups: dict[str, list[WeightReport]] = {}
+        for weight in self.weights:
+            groups.setdefault(key(weight), []).append(weight)
+        return {
+            name: sum(w.num_zeros for w in group) / sum(w.num_weights for w in group)
+            for name, group in groups.items()
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "sparsity": self.sparsity,
+            "num_weights": self.num_weights,
+            "num_zeros": self.num_zeros,
+            "target_sparsity": self.target_sparsity,
+            "is_at_target": self.is_at_target,
+            "patterns": list(self.patterns),
+            "weights": [asdict(weight) for weight in self.weights],
+            "cycles": [asdict(cycle) for cycle in self.cycles],
+        }
+
+    def save(self, folder: str | Path) -> Path:
+        """Write sparsity_report.json into `folder`."""
+        path = Path(folder) / REPORT_NAME
+        path.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        return path
+
+    def __str__(self) -> str:
+        lines = [
+            f"sparsity {self.sparsity:.4%}: {self.num_zeros:,} zeros in "
+            f"{self.num_weights:,} target weights of {len(self.weights)} matrices"
+        ]
+        if not self.is_at_target:
+            lines.append(f"not at the target of {self.target_sparsity:.2%}")
+        lines.append("n:m satisfied by all: " + (", ".join(self.patterns) or "none"))
+        lines += _table("layer", self.by_layer()) + _table("matrix", self.by_kind())
+        return "\n".join(lines + _cycle_table(self.cycles))
+
+
+def load_cycles(folder: str | Path) -> tuple[CycleReport, ...]:
+    """The cycles in a folder's sparsity_report.json; none if there is no such file."""
+    path = Path(folder) / REPORT_NAME
+    if not path.is_file():
+        return ()
+    values = json.loads(path.read_text(encoding="utf-8"))
+    return tuple(CycleReport(**cycle) for cycle in values.get("cycles", []))
+
+
+def _measure(name: str, weight: Tensor, patterns: Sequence[NM]) -> WeightReport:
+    is_kept = weight != 0
+    layer, kind = split_name(name)
+    return WeightReport(
+        name=name,
+        layer=layer,
+        kind=kind,
+        shape=tuple(weight.shape),
+        num_zeros=weight.numel() - int(is_kept.sum()),
+        patterns=tuple(str(p) for p in patterns if satisfies(is_kept, p)),
+    )
+
+
+def satisfies(is_kept: Tensor, pattern: NM) -> bool:
+    """Whether at most n of every m consecutive entries of each row are kept.  # (O, I)"""
+    if is_kept.shape[-1] % pattern.m:
+        return False
+    groups = is_kept.reshape(-1, pattern.m)  # (O * I/M, M)
+    return bool((groups.sum(-1) <= pattern.n).all())
+
+
+def split_name(name: str) -> tuple[int | None, str]:
+    """Block index and name inside the block of a weight.
+
+    >>> split_name("bert.encoder.layer.3.attention.self.query.weight")
+    (3, 'attention.self.query')
+    """
+    match = re.search(r"\.(\d+)\.(.+?)(?:\.weight)?$", name)
+    return (int(match[1]), match[2]) if match else (None, name.removesuffix(".weight"))
+
+
+def _table(title: str, rows: dict[str, float]) -> list[str]:
+    width = max(len(title), *map(len, rows))
+    return ["", f"{title:<{width}}  sparsity"] + [
+        f"{name:<{width}}  {value:8.2%}" for name, value in rows.items()
+    ]
+
+
+def _cycle_table(cycles: Sequence[CycleReport]) -> list[str]:
+    if not cycles:
+        return []
+    lines = ["", "cycle  end step  sparsity  recovered at edge  .. at end  mask change"]
+    for c in cycles:
+        shares = (c.recovered_share_at_edge, c.recovered_share_at_end, c.mask_change)
+        edge, end, change = ("-" if share is None else f"{share:.2%}" for share in shares)
+        lines.append(
+            f"{c.cycle:>5}  {c.end_step:>8}  {c.sparsity:>8.2%}  {edge:>17}  {end:>9}  {change:>11}"
+        )
+    return lines

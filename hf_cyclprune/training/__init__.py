@@ -1,0 +1,1 @@
+"""The transformers side: arguments, learning rate, callback and Trainer."""

@@ -1,0 +1,42 @@
+"""The pruning options as fields of TrainingArguments: they are flags and can be searched."""
+
+from dataclasses import dataclass
+
+from transformers import TrainingArguments
+
+from hf_cyclprune.config import PruningConfig, config_from_dict, config_to_dict
+
+
+@dataclass
+class PruningArguments(PruningConfig, TrainingArguments):
+    """`TrainingArguments` with every field of `PruningConfig`; each is also a flag.
+
+    With neither `sparsity` nor an n:m `pattern` nothing is pruned.
+
+    Raises:
+        ValueError: as `PruningConfig`; also a pruning option without `sparsity` or n:m.
+    """
+
+    def __post_init__(self) -> None:
+        self.pruning_config()
+        TrainingArguments.__post_init__(self)  # type: ignore[no-untyped-call]
+
+    @property
+    def is_pruning(self) -> bool:
+        return self.sparsity is not None or self.pattern != "unstructured"
+
+    def pruning_config(self) -> PruningConfig | None:
+        """The validated pruning options as they are now; None if nothing is pruned."""
+        options = config_to_dict(self)
+        if self.is_pruning:
+            return config_from_dict(options)
+        changed = [k for k, v in options.items() if v != _DEFAULTS[k] and k != "sparsity"]
+        if changed:
+            raise ValueError(
+                f"{changed[0]} must come with sparsity or an n:m pattern; got "
+                f"{options[changed[0]]!r} without. Add for example sparsity=0.9."
+            )
+        return None
+
+
+_DEFAULTS = config_to_dict(PruningConfig(sparsity=0.0))

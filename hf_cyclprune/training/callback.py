@@ -1,0 +1,184 @@
+"""WHEN to prune: the Trainer's events, and nothing of the method."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import (
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from hf_cyclprune.checkpoints.masks import load_state, save_state
+from hf_cyclprune.config import PruningConfig, config_to_dict
+from hf_cyclprune.pruning.pruner import Pruner
+from hf_cyclprune.pruning.targets import check_finite, find_targets
+from hf_cyclprune.reporting.cycles import CycleHistory
+from hf_cyclprune.reporting.report import CHECKED_PATTERNS, SparsityReport
+from hf_cyclprune.training.arguments import PruningArguments
+from hf_cyclprune.training.lr import restarts
+from hf_cyclprune.training.resume import capture_state, masks_from_zeros, restore_state
+
+
+class PruningCallback(TrainerCallback):
+    """Prunes the model of any Trainer: masks on the schedule's pruning steps, zeros in every step.
+
+    Used alone it cannot restart the learning rate, choose a best model that is at the target
+    sparsity, or save masks with a checkpoint; `PruningTrainer` adds these. A checkpoint still
+    resumes: the masks are rebuilt from the zeros, if their number is the one that the schedule
+    demands.
+
+    Args:
+        config: what to prune; None reads it from the Trainer's `PruningArguments`.
+
+    Raises:
+        ValueError: at the start of training; no config or two, `load_best_model_at_end`, a model
+            that has no blocks or holds NaN, more cycles than steps.
+    """
+
+    def __init__(self, config: PruningConfig | None = None) -> None:
+        self.config = config
+        self.has_pruning_trainer = False
+        """Set by `PruningTrainer`, which does what a callback cannot."""
+        self.resume_folder: Path | None = None
+        """The checkpoint that `PruningTrainer` resumes from."""
+        self.pruner: Pruner | None = None
+        """Masks and schedule in force, from the start of training on."""
+        self.history = CycleHistory()
+        self._active: PruningConfig | None = None
+        self._last_step = 0
+
+    def active_config(self, args: TrainingArguments) -> PruningConfig | None:
+        """The validated config in force; None if nothing is pruned.
+
+        Raises:
+            ValueError: it is given both here and in `args`.
+        """
+        from_args = args.pruning_config() if isinstance(args, PruningArguments) else None
+        if self.config is not None and from_args is not None:
+            raise ValueError(
+                "pruning_config must be given once; got one in PruningArguments and another. "
+                "Drop pruning_config=, or use plain TrainingArguments."
+            )
+        if self.config is not None:
+            self.config.validate()
+        return self.config or from_args
+
+    def on_init_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._check_args(args)
+
+    def _check_args(self, args: TrainingArguments) -> PruningConfig | None:
+        config = self.active_config(args)
+        if config is not None and args.load_best_model_at_end and not self.has_pruning_trainer:
+            raise ValueError(
+                "load_best_model_at_end must be off with PruningCallback in another Trainer; got "
+                "True, which would load a model below the target sparsity. Use PruningTrainer."
+            )
+        return config
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.pruner, self.history = None, CycleHistory()
+        self._active = config = self._check_args(args)
+        if config is None:
+            return
+        targets = find_targets(kwargs["model"], config.targets, config.ignore)
+        check_finite(targets)
+        schedule = config.build_schedule(state.max_steps)
+        self.pruner = Pruner(targets, schedule, config.build_criterion(), config.build_pattern())
+        self._warn_without_restarts(config, kwargs.get("lr_scheduler"))
+        self._last_step = state.global_step
+        if state.global_step > 0:
+            self._resume(state.global_step, config)
+        self.pruner.apply_masks_()
+
+    def _warn_without_restarts(self, config: PruningConfig, lr_scheduler: Any) -> None:
+        if self.has_pruning_trainer or not config.lr_restarts or config.num_cycles == 1:
+            return
+        if not restarts(lr_scheduler):
+            warnings.warn(
+                "The learning rate does not restart with every pruning cycle in this Trainer. Use "
+                "PruningTrainer, pass optimizers= with get_restarting_scheduler, or set "
+                "lr_restarts=False.",
+                stacklevel=2,
+            )
+
+    def _resume(self, step: int, config: PruningConfig) -> None:
+        assert self.pruner is not None
+        saved = load_state(self.resume_folder) if self.resume_folder is not None else None
+        if saved is None:
+            masks_from_zeros(self.pruner, step)
+        else:
+            self.history = restore_state(self.pruner, saved, config_to_dict(config))
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.pruner is None:
+            return
+        t = state.global_step + 1  # not counted yet
+        self._last_step = t
+        done = self.pruner.step(t)
+        if done.is_reset:
+            self.history.observe_reset(t, self.pruner.masks)
+        schedule = self.pruner.schedule
+        if schedule.is_cycle_end(t):
+            cycle = schedule.cycle(t)
+            self.history.observe_end(t, cycle, self.pruner.sparsity, self.pruner.masks)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        if self._active is not None and self.pruner is not None:
+            is_end = self.pruner.schedule.is_cycle_end(state.global_step)
+            control.should_evaluate |= is_end and self._active.eval_cycle_ends
+            control.should_save |= is_end and self._active.save_cycle_ends
+        return control
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.pruner is None:
+            return
+        if args.load_best_model_at_end and state.best_model_checkpoint is not None:
+            self._take_masks_of(Path(state.best_model_checkpoint))
+        if not self.pruner.is_at_target:
+            target = self.pruner.schedule.sparsity
+            warnings.warn(
+                f"Training ended after optimizer step {state.global_step} of {state.max_steps} at "
+                f"sparsity {self.pruner.sparsity:.4f}, not at the target of {target:.4f}. Resume "
+                "from a checkpoint to finish the schedule.",
+                stacklevel=2,
+            )
+
+    def _take_masks_of(self, folder: Path) -> None:
+        """The masks that belong to the weights which the Trainer has just loaded from `folder`."""
+        saved = load_state(folder)
+        if saved is not None and self.pruner is not None:
+            restore_state(self.pruner, saved, saved.config)
+
+    def save_state(self, folder: str | Path) -> None:
+        """Write masks, pending resets and cycles beside a checkpoint."""
+        if self.pruner is not None and self._active is not None:
+            config = config_to_dict(self._active)
+            save_state(capture_state(self.pruner, self.history, self._last_step, config), folder)
+
+    def report(self, model: nn.Module) -> SparsityReport | None:
+        """Zeros counted in the model now, and the cycles so far; None if nothing was pruned."""
+        config = self._active
+        if config is None:
+            return None
+        return SparsityReport.measure(
+            model,
+            targets=config.targets,
+            ignore=config.ignore,
+            patterns=[*CHECKED_PATTERNS, config.pattern],
+            cycles=self.history.cycles,
+            target_sparsity=config.target_sparsity,
+        )

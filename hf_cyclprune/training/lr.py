@@ -1,0 +1,98 @@
+"""The learning rate of a cycle: the whole schedule, run once in each."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import get_scheduler
+from transformers.trainer_utils import SchedulerType
+
+from hf_cyclprune.pruning.schedules import Schedule
+
+# Driven by a metric, or restarting by a clock of their own.
+_NOT_RESTARTABLE = ("reduce_lr_on_plateau", "greedy", "cosine_with_restarts")
+
+
+def get_restarting_scheduler(
+    name: str | SchedulerType,
+    optimizer: Optimizer,
+    schedule: Schedule,
+    num_warmup_steps: int = 0,
+    scheduler_specific_kwargs: dict[str, Any] | None = None,
+) -> LambdaLR:
+    """The learning-rate schedule `name` of transformers, run from start to end in every cycle.
+
+    Step t = e_c + 1 + u is taken with the rate that a run of the cycle's length would have at its
+    step u, warm-up included. Call `.step()` once after every optimizer step, as usual.
+
+    Args:
+        name: what `transformers.get_scheduler` knows, except the schedules that follow a metric or
+            restart by themselves.
+        schedule: the pruning schedule, whose edges are the restarts.
+        num_warmup_steps: optimizer steps of warm-up in each cycle; at most its climb.
+        scheduler_specific_kwargs: as for `transformers.get_scheduler`.
+
+    Raises:
+        ValueError: a schedule that cannot restart, or a warm-up longer than the climb.
+    """
+    check_restartable(name)
+    check_warmup(num_warmup_steps, schedule)
+    lengths = {schedule.cycle_length(c) for c in range(schedule.num_cycles)}
+    factors = {
+        length: _factor(name, optimizer, num_warmup_steps, length, scheduler_specific_kwargs)
+        for length in lengths
+    }
+
+    def factor(finished_steps: int) -> float:
+        cycle = schedule.cycle(finished_steps + 1)
+        u = finished_steps - schedule.edges[cycle]
+        return factors[schedule.cycle_length(cycle)](u)
+
+    factor.num_restarts = schedule.num_cycles - 1  # type: ignore[attr-defined]
+    return LambdaLR(optimizer, factor)
+
+
+def restarts(lr_scheduler: Any) -> bool:
+    """Whether this scheduler came from `get_restarting_scheduler`."""
+    lambdas = getattr(lr_scheduler, "lr_lambdas", [])
+    return any(hasattr(function, "num_restarts") for function in lambdas)
+
+
+def check_restartable(name: str | SchedulerType) -> None:
+    """Raise a ValueError for a schedule that cannot be run once in every cycle."""
+    value = SchedulerType(name).value
+    if value in _NOT_RESTARTABLE:
+        raise ValueError(
+            f"lr_scheduler_type must be a function of the step that can start again; got '{value}'."
+            " Choose for example 'linear' or 'cosine', or pass lr_restarts=False."
+        )
+
+
+def check_warmup(num_warmup_steps: int, schedule: Schedule) -> None:
+    """Raise a ValueError if the warm-up outlasts the climb of a cycle."""
+    climbs = [schedule.climb_length(c) for c in range(schedule.num_cycles)]
+    if schedule.is_rising:
+        climbs[0] = schedule.envelope_length
+    if num_warmup_steps > min(climbs):
+        raise ValueError(
+            f"warmup_steps must not outlast a cycle's climb of {min(climbs)} optimizer steps; got "
+            f"{num_warmup_steps}, counted per cycle. Warm up for fewer steps, or pass "
+            "lr_restarts=False."
+        )
+
+
+def _factor(
+    name: str | SchedulerType,
+    optimizer: Optimizer,
+    num_warmup_steps: int,
+    length: int,
+    kwargs: dict[str, Any] | None,
+) -> Callable[[int], float]:
+    """The multiplier of the base learning rate over a cycle of this length."""
+    lr = optimizer.defaults.get("lr", optimizer.param_groups[0]["lr"])  # some schedules read it
+    stand_in = torch.optim.SGD([torch.zeros(1)], lr=lr)
+    scheduler = get_scheduler(name, stand_in, num_warmup_steps, length, kwargs)
+    function: Callable[[int], float] = scheduler.lr_lambdas[0]
+    return function

@@ -1,0 +1,113 @@
+"""Masks of a run that goes on: from the saved state, or rebuilt from the zeros in the weights."""
+
+import warnings
+from typing import Any
+
+from hf_cyclprune.checkpoints.masks import PruningState, pack_mask, unpack_mask
+from hf_cyclprune.pruning.pruner import Pruner
+from hf_cyclprune.reporting.cycles import CycleHistory
+
+
+def capture_state(
+    pruner: Pruner, history: CycleHistory, step: int, config: dict[str, Any]
+) -> PruningState:
+    """The state after optimizer step `step`, for `save_state`."""
+    return PruningState(
+        step=step,
+        total_steps=pruner.schedule.total_steps,
+        config=config,
+        masks={name: pack_mask(mask) for name, mask in pruner.masks.items()},
+        pending=[pruner.groups[g][0] for g in sorted(pruner.pending)],
+        history=history.to_dict(),
+        reference=history.reference,
+    )
+
+
+def restore_state(pruner: Pruner, saved: PruningState, config: dict[str, Any]) -> CycleHistory:
+    """Put the saved masks and pending resets into the pruner; return the cycles so far.
+
+    Warns with the differences if the run was set up otherwise; the schedule is then the new one.
+
+    Raises:
+        ValueError: the state belongs to other targets.
+    """
+    if saved.masks.keys() != pruner.masks.keys():
+        odd = sorted(saved.masks.keys() ^ pruner.masks.keys())[0]
+        raise ValueError(
+            f"the checkpoint's masks must be of the model's targets; got a difference at '{odd}'. "
+            "Resume with the same model, targets and ignore."
+        )
+    _warn_of_changes(saved, config, pruner.schedule.total_steps)
+    for name, packed in saved.masks.items():
+        pruner.masks[name].copy_(unpack_mask(packed, pruner.shapes[name]))
+    pruner.num_pruned = count_pruned(pruner)
+    pending = set(saved.pending)
+    pruner.pending = {g for g, names in enumerate(pruner.groups) if pending & set(names)}
+    return CycleHistory.from_dict(saved.history, saved.reference)
+
+
+def _warn_of_changes(saved: PruningState, config: dict[str, Any], total_steps: int) -> None:
+    before = {**saved.config, "max_steps": saved.total_steps}
+    now = {**config, "max_steps": total_steps}
+    changes = [
+        f"{key} {before.get(key)!r} -> {value!r}"
+        for key, value in now.items()
+        if before.get(key) != value
+    ]
+    if changes:
+        warnings.warn(
+            "The pruning run is resumed with other settings, and the schedule is the new one from "
+            f"here on: {', '.join(changes)}.",
+            stacklevel=2,
+        )
+
+
+def masks_from_zeros(pruner: Pruner, step: int) -> None:
+    """Rebuild the masks after optimizer step `step`: what is zero was pruned.
+
+    The zeros of every group must be as many as the last pruning step demanded. A reset that is
+    still waiting shows as the zeros from before the edge, and waits on.
+
+    Raises:
+        ValueError: names the weight, its zeros and the number demanded.
+    """
+    for name, weight in pruner.targets.items():
+        pruner.masks[name].copy_(weight.detach() != 0)
+    pruner.num_pruned = count_pruned(pruner)
+    demands, is_waiting = _possible_demands(pruner, step)
+    for g, names in enumerate(pruner.groups):
+        found = pruner.num_pruned[g]
+        if found not in [demand[g] for demand in demands]:
+            raise ValueError(
+                f"'{names[0]}' must hold {demands[0][g]} zeros after optimizer step {step}; got "
+                f"{found}. Resume with the same schedule, or with PruningTrainer, which saves its "
+                "masks."
+            )
+        if is_waiting and found != demands[0][g] and found == demands[-1][g]:
+            pruner.pending.add(g)
+
+
+def count_pruned(pruner: Pruner) -> list[int]:
+    """Pruned weights of each group, counted in the masks."""
+    return [
+        sum(pruner.masks[name].numel() - int(pruner.masks[name].sum()) for name in names)
+        for names in pruner.groups
+    ]
+
+
+def _possible_demands(pruner: Pruner, step: int) -> tuple[list[list[int]], bool]:
+    """The zeros a healthy run can have after `step`, likeliest first, and whether the last of them
+    stands for a reset that still waits.
+
+    The last pruning step up to `step` is the rule. If it was the edge of a cycle its reset may have
+    happened some steps late, or not yet.
+    """
+    schedule = pruner.schedule
+    last = max(t for t in range(1, step + 1) if schedule.is_pruning_step(t))
+    demands = [pruner.demand(schedule.sparsity_at(last))]
+    edge = schedule.edges[schedule.cycle(step)] + 1
+    if edge == 1:
+        return demands, False
+    before = pruner.demand(schedule.sparsity_at(edge - 1))
+    late = [pruner.demand(schedule.sparsity_at(t)) for t in range(last + 1, step + 1)]
+    return [*demands, *late, before], True

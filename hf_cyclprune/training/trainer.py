@@ -1,0 +1,177 @@
+"""PruningTrainer: transformers' Trainer with pruning, and only what a callback cannot reach."""
+
+import inspect
+import os
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import Trainer
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from hf_cyclprune.config import PruningConfig, save_config
+from hf_cyclprune.pruning.pruner import Pruner
+from hf_cyclprune.reporting.report import SparsityReport
+from hf_cyclprune.training.arguments import PruningArguments
+from hf_cyclprune.training.callback import PruningCallback
+from hf_cyclprune.training.gate import StopGate, held_patience
+from hf_cyclprune.training.loss import is_loss_inflated
+from hf_cyclprune.training.lr import check_restartable, get_restarting_scheduler
+
+
+class PruningTrainer(Trainer):
+    """A drop-in replacement for `Trainer` that prunes in cycles while it trains.
+
+    Takes every argument of `Trainer`. What to prune comes from `pruning_config=`, or from
+    `PruningArguments`; with neither this is `Trainer`, unchanged. While it prunes:
+
+    - the learning rate runs its whole schedule, warm-up included, once in every cycle;
+    - every log entry holds the sparsity and the cycle, counted from 1;
+    - only evaluations at the target sparsity count for the best model and for early stopping, and
+      a stop asked for elsewhere waits for the end of the cycle;
+    - checkpoints hold the masks, and resume bit for bit on one CPU process in fp32;
+    - the loss of BERT-style heads is not multiplied by the number of accumulation steps.
+
+    Raises:
+        ValueError: a config given twice, or a learning-rate schedule that cannot restart.
+    """
+
+    def __init__(
+        self, *args: Any, pruning_config: PruningConfig | None = None, **kwargs: Any
+    ) -> None:
+        bound = inspect.signature(Trainer.__init__).bind_partial(self, *args, **kwargs)
+        arguments = bound.arguments
+        callbacks = list(arguments.get("callbacks") or [])
+        own = _find_callback(callbacks)
+        is_searchable = isinstance(arguments.get("args"), PruningArguments)
+        if own is not None and pruning_config is not None:
+            raise ValueError(
+                "pruning_config must be given once; got one in PruningCallback and another. "
+                "Drop one of the two."
+            )
+        if own is None and (pruning_config is not None or is_searchable):
+            own = PruningCallback(pruning_config)
+            arguments["callbacks"] = [own, *callbacks]
+        if own is not None:
+            own.has_pruning_trainer = True
+        super().__init__(*bound.args[1:], **bound.kwargs)
+        if own is not None:
+            self._prepare_pruning(own)
+
+    def _prepare_pruning(self, callback: PruningCallback) -> None:
+        config = callback.active_config(self.args)
+        if config is None:
+            return
+        if self._config_with_restarts():
+            check_restartable(self.args.lr_scheduler_type)
+            if self.lr_scheduler is not None:
+                raise ValueError(
+                    "optimizers must not hold a scheduler while the learning rate restarts; got "
+                    f"{type(self.lr_scheduler).__name__}. Pass (optimizer, None), or "
+                    "lr_restarts=False."
+                )
+        if config.fix_loss_scaling and is_loss_inflated(self.accelerator.unwrap_model(self.model)):
+            self.model_accepts_loss_kwargs = False
+        self.add_callback(StopGate(lambda: self.pruner, lambda: self.callback_handler.callbacks))
+
+    @property
+    def pruning_callback(self) -> PruningCallback | None:
+        """The callback that prunes; None without one. A resumed Trainer may have replaced it."""
+        return _find_callback(self.callback_handler.callbacks)
+
+    @property
+    def pruner(self) -> Pruner | None:
+        """Masks and schedule in force, from the start of training on."""
+        callback = self.pruning_callback
+        return callback.pruner if callback is not None else None
+
+    def sparsity_report(self) -> SparsityReport | None:
+        """Zeros counted in the model now, and the cycles so far; None if nothing was pruned."""
+        callback = self.pruning_callback
+        return callback.report(self._bare_model()) if callback is not None else None
+
+    def _bare_model(self) -> nn.Module:
+        model: nn.Module = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        return model
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        callback = self.pruning_callback
+        if callback is not None:
+            callback.resume_folder = None
+            gate = self.pop_callback(StopGate)
+            if gate is not None:  # it must see what every other callback asks for
+                self.add_callback(gate)
+        return super().train(*args, **kwargs)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        config = self._config_with_restarts()
+        if self.lr_scheduler is not None or config is None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        schedule = config.build_schedule(num_training_steps)
+        used: Any = self.optimizer if optimizer is None else optimizer
+        kwargs: Any = self.args.lr_scheduler_kwargs
+        self.lr_scheduler = get_restarting_scheduler(
+            self.args.lr_scheduler_type,
+            used,
+            schedule,
+            self.args.get_warmup_steps(schedule.cycle_length(0)),
+            kwargs,
+        )
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def _config_with_restarts(self) -> PruningConfig | None:
+        """The config in force if the learning rate is to restart by it."""
+        callback = self.pruning_callback
+        config = callback.active_config(self.args) if callback is not None else None
+        return config if config and config.lr_restarts and config.num_cycles > 1 else None
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        pruner = self.pruner
+        if pruner is not None:
+            logs["sparsity"] = pruner.sparsity
+            logs["cycle"] = pruner.schedule.cycle(self.state.global_step) + 1
+        super().log(logs, start_time)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        is_held = self.is_in_train and self._is_off_target()
+        with held_patience(self.callback_handler.callbacks) if is_held else nullcontext():
+            return super().evaluate(*args, **kwargs)
+
+    def _is_off_target(self) -> bool:
+        pruner = self.pruner
+        return pruner is not None and not pruner.is_at_target
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        return not self._is_off_target() and super()._determine_best_metric(metrics, trial)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        callback = self.pruning_callback
+        if callback is not None:
+            callback.resume_folder = Path(resume_from_checkpoint)
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        callback = self.pruning_callback
+        if callback is not None and self.args.should_save:
+            name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            callback.save_state(os.path.join(self._get_output_dir(trial=trial), name))
+        super()._save_checkpoint(model, trial)
+
+    def _save(
+        self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
+    ) -> None:
+        super()._save(output_dir, state_dict)
+        report = self.sparsity_report() if self.args.should_save else None
+        callback = self.pruning_callback
+        if report is not None and callback is not None:
+            folder = str(output_dir if output_dir is not None else self.args.output_dir)
+            config = callback.active_config(self.args)
+            assert config is not None, "there is a report only of a run with a config"
+            save_config(config, folder)
+            report.save(folder)
+
+
+def _find_callback(callbacks: list[Any]) -> PruningCallback | None:
+    return next((c for c in callbacks if isinstance(c, PruningCallback)), None)
