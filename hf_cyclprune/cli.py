@@ -1,0 +1,87 @@
+"""`hf-cyclprune VERB ..`: each verb is a few lines over the public API."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import transformers
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+
+from hf_cyclprune.config import CONFIG_NAME, load_config
+from hf_cyclprune.reporting.report import CHECKED_PATTERNS, SparsityReport, load_cycles
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; 0 on success, 1 with one line on stderr for a user's error."""
+    options = _parser().parse_args(argv)
+    try:
+        options.run(options)
+    except (ValueError, OSError) as error:
+        print(f"hf-cyclprune: error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="hf-cyclprune", description="Cyclical pruning for transformers."
+    )
+    verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
+
+    report = verbs.add_parser("report", help="count the zeros of a saved model")
+    report.add_argument("folder", metavar="DIR", help="a folder with config.json and weights")
+    report.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    report.set_defaults(run=_report)
+
+    demo = verbs.add_parser("demo", help="prune a small BERT on a small task, without a network")
+    demo.add_argument("--output_dir", help="keep the pruned model there (default: do not keep it)")
+    demo.set_defaults(run=_demo)
+    return parser
+
+
+def _report(options: argparse.Namespace) -> None:
+    report = report_folder(options.folder)
+    print(json.dumps(report.to_dict(), indent=2) if options.json else report)
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from hf_cyclprune.demo.run import run_demo  # needs the packages of the extra
+
+    run_demo(options.output_dir)
+
+
+def report_folder(folder: str | Path) -> SparsityReport:
+    """The report of a model saved in `folder`, with the cycles of its run where they are known.
+
+    Raises:
+        ValueError: the folder holds no model.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise ValueError(
+            f"DIR must be a folder with a saved model; got '{folder}' without a config.json. "
+            "Pass the output_dir of a run, or one of its checkpoints."
+        )
+    config = load_config(folder) if (folder / CONFIG_NAME).is_file() else None
+    return SparsityReport.measure(
+        _load_model(folder),
+        targets=config.targets if config else None,
+        ignore=config.ignore if config else None,
+        patterns=[*CHECKED_PATTERNS, config.pattern] if config else CHECKED_PATTERNS,
+        cycles=load_cycles(folder),
+        target_sparsity=config.target_sparsity if config else None,
+    )
+
+
+def _load_model(folder: Path) -> PreTrainedModel:
+    """The model of the class that was saved; never code from the folder."""
+    architectures = AutoConfig.from_pretrained(folder).architectures or []
+    cls = getattr(transformers, architectures[0], AutoModel) if architectures else AutoModel
+    model: PreTrainedModel = cls.from_pretrained(folder, local_files_only=True)
+    return model
+
+
+if __name__ == "__main__":
+    sys.exit(main())

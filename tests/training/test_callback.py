@@ -1,0 +1,154 @@
+import warnings
+
+import pytest
+import torch
+from transformers import Trainer, TrainingArguments
+
+from hf_cyclprune import (
+    PruningArguments,
+    PruningCallback,
+    PruningConfig,
+    get_restarting_scheduler,
+)
+
+CONFIG = PruningConfig(sparsity=0.8, num_cycles=2, lr_restarts=False)
+
+
+def test_a_stock_trainer_ends_at_the_exact_sparsity(train):
+    callback = PruningCallback(CONFIG)
+    trainer = train(Trainer, callbacks=[callback])
+    report = callback.report(trainer.model)
+    assert report.num_zeros == sum(round(0.8 * w.num_weights) for w in report.weights)
+    assert report.is_at_target
+
+
+def test_the_zeros_after_every_step_are_those_of_the_schedule(train):
+    class Watch(PruningCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            for name, weight in self.pruner.targets.items():
+                mask = self.pruner.masks[name]
+                assert not weight[~mask].any()
+                assert not torch.signbit(weight[~mask]).any()
+            if self.pruner.schedule.is_pruning_step(state.global_step):
+                sparsity = self.pruner.schedule.sparsity_at(state.global_step)
+                assert self.pruner.num_pruned == self.pruner.demand(sparsity)
+                seen.append(state.global_step)
+            return super().on_step_end(args, state, control, **kwargs)
+
+    seen = []
+    train(Trainer, callbacks=[Watch(CONFIG)])
+    assert {1, 17, 21, 37} <= set(seen)
+
+
+def test_micro_batches_do_not_advance_the_schedule(train):
+    """Batches of 8 and 8 micro-batches of 1 are equally sparse after every optimizer step."""
+    seen = {}
+    for batch_size, accumulation in [(8, 1), (1, 8)]:
+
+        class Watch(PruningCallback):
+            def on_step_end(self, args, state, control, **kwargs):
+                log.append((state.global_step, self.pruner.sparsity))
+                return super().on_step_end(args, state, control, **kwargs)
+
+        log = seen[batch_size] = []
+        args = {
+            "per_device_train_batch_size": batch_size,
+            "gradient_accumulation_steps": accumulation,
+            "max_steps": 20,
+        }
+        train(Trainer, args=args, callbacks=[Watch(CONFIG)])
+    assert seen[8] == seen[1]
+    assert len(seen[8]) == 20
+
+
+def test_it_warns_once_that_the_learning_rate_does_not_restart(train):
+    config = PruningConfig(sparsity=0.8, num_cycles=2)
+    with pytest.warns(UserWarning, match="does not restart") as caught:
+        train(Trainer, callbacks=[PruningCallback(config)])
+    assert sum("does not restart" in str(w.message) for w in caught) == 1
+
+
+def test_it_is_silent_when_the_learning_rate_restarts_by_our_function(train, tiny_bert):
+    config = PruningConfig(sparsity=0.8, num_cycles=2)
+    model = tiny_bert()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    scheduler = get_restarting_scheduler("linear", optimizer, config.build_schedule(40))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        train(
+            Trainer,
+            model=model,
+            optimizers=(optimizer, scheduler),
+            callbacks=[PruningCallback(config)],
+        )
+
+
+def test_it_refuses_to_load_the_best_model_and_names_the_remedy(tiny_bert, arguments, examples):
+    args = arguments(load_best_model_at_end=True, eval_strategy="steps", save_strategy="steps")
+    with pytest.raises(ValueError, match=r"load_best_model_at_end must be off.*PruningTrainer"):
+        Trainer(
+            model=tiny_bert(),
+            args=TrainingArguments(**args),
+            eval_dataset=examples,
+            callbacks=[PruningCallback(CONFIG)],
+        )
+
+
+def test_without_a_config_it_reads_the_training_arguments(train):
+    callback = PruningCallback()
+    args = {"sparsity": 0.5, "lr_restarts": False}
+    train(Trainer, args=args, args_cls=PruningArguments, callbacks=[callback])
+    assert callback.pruner.is_at_target
+    assert callback.pruner.schedule.sparsity == 0.5
+
+
+def test_a_config_in_both_places_is_refused(tiny_bert, arguments):
+    args = PruningArguments(**arguments(sparsity=0.5))
+    with pytest.raises(ValueError, match=r"pruning_config must be given once"):
+        Trainer(model=tiny_bert(), args=args, callbacks=[PruningCallback(CONFIG)])
+
+
+def test_more_cycles_than_steps_are_refused_before_training(train):
+    config = PruningConfig(sparsity=0.5, num_cycles=50, lr_restarts=False)
+    with pytest.raises(ValueError, match=r"num_cycles must not exceed .*40.*got 50"):
+        train(Trainer, callbacks=[PruningCallback(config)])
+
+
+def test_nan_weights_are_refused_before_training(train, tiny_bert):
+    model = tiny_bert()
+    model.bert.encoder.layer[1].output.dense.weight.data[0, 0] = float("nan")
+    with pytest.raises(ValueError, match=r"finite target weights.*layer\.1\.output\.dense"):
+        train(Trainer, model=model, callbacks=[PruningCallback(CONFIG)])
+
+
+def test_training_that_ends_off_target_warns_and_the_report_says_so(train):
+    class Stop(PruningCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_training_stop = state.global_step == 25
+            return control
+
+    callback = Stop(CONFIG)
+    with pytest.warns(UserWarning, match="step 25 of 40 at sparsity .* not at the target") as seen:
+        trainer = train(Trainer, callbacks=[callback])
+    assert len(seen) == 1
+    report = callback.report(trainer.model)
+    assert not report.is_at_target
+    assert "not at the target of 80.00%" in str(report)
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "1:4", "3:8"])
+def test_nm_is_exact_at_the_end(train, pattern):
+    callback = PruningCallback(PruningConfig(pattern=pattern, num_cycles=2, lr_restarts=False))
+    trainer = train(Trainer, callbacks=[callback])
+    n, m = map(int, pattern.split(":"))
+    for weight in callback.pruner.targets.values():
+        assert ((weight.view(-1, m) != 0).sum(-1) == n).all()
+    assert pattern in callback.report(trainer.model).patterns
+
+
+@pytest.mark.parametrize("criterion", ["gradient", "taylor", "random"])
+def test_other_criteria_train_to_the_same_sparsity(train, criterion):
+    config = PruningConfig(sparsity=0.8, criterion=criterion, num_cycles=2, lr_restarts=False)
+    callback = PruningCallback(config)
+    trainer = train(Trainer, callbacks=[callback])
+    assert callback.report(trainer.model).is_at_target

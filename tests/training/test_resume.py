@@ -1,0 +1,189 @@
+"""A run that is interrupted anywhere goes on as if nothing had happened, bit for bit."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import Trainer, TrainerCallback
+
+from hf_cyclprune import PruningCallback, PruningConfig, PruningTrainer
+from hf_cyclprune.checkpoints.masks import STATE_NAME, load_state
+
+# Two cycles of 20 steps, climbs of 16; with warm-up the edge, step 21, has a learning rate of 0.
+INSIDE_RAMP, ON_EDGE, IN_FINE_TUNING = 26, 21, 38
+PATTERNS = {
+    "layer": {"sparsity": 0.8},
+    "global": {"sparsity": 0.8, "scope": "global"},
+    "2:4": {"pattern": "2:4"},
+}
+
+
+class Interrupt(TrainerCallback):
+    """Stops as a crash does: nothing after the checkpoint of this step is written."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture(autouse=True)
+def _folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def folder_of(is_interrupted):
+    """Runs that are cut short and resumed share a folder; whole runs have another."""
+    return Path("interrupted" if is_interrupted else "whole").absolute()
+
+
+def run(train, kind, config, *, warmup=0, interrupt=None, resume=None, limit=None, save_steps=1):
+    """A run of 40 steps; an interrupted one saves its checkpoints; `kind` is the Trainer or the plain callback."""
+    args = {
+        "output_dir": str(folder_of(interrupt or resume)),
+        "save_strategy": "steps" if interrupt or resume else "no",
+        "save_steps": save_steps,
+        "save_total_limit": limit,
+        "warmup_steps": warmup,
+        "max_grad_norm": 1.0,
+    }
+    callbacks = [Interrupt(interrupt)] if interrupt else []
+    if kind == "trainer":
+        options = {"cls": PruningTrainer, "pruning_config": config, "callbacks": callbacks}
+    else:
+        options = {"cls": Trainer, "callbacks": [PruningCallback(config), *callbacks]}
+    return train(args=args, resume=resume, **options)
+
+
+def pruner_of(trainer):
+    return next(
+        c.pruner for c in trainer.callback_handler.callbacks if isinstance(c, PruningCallback)
+    )
+
+
+def assert_same(one, other):
+    for name, weight in one.model.state_dict().items():
+        assert torch.equal(weight, other.model.state_dict()[name]), name
+    for name, mask in pruner_of(one).masks.items():
+        assert torch.equal(mask, pruner_of(other).masks[name]), name
+
+
+@pytest.mark.parametrize(
+    ("step", "save_steps"), [(INSIDE_RAMP, 13), (ON_EDGE, 7), (IN_FINE_TUNING, 19)]
+)
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("kind", ["trainer", "callback"])
+def test_an_interrupted_run_ends_bit_identical(train, kind, pattern, step, save_steps):
+    config = PruningConfig(num_cycles=2, lr_restarts=kind == "trainer", **PATTERNS[pattern])
+    whole = run(train, kind, config)
+    with pytest.raises(KeyboardInterrupt):
+        run(train, kind, config, interrupt=step, limit=1, save_steps=save_steps)
+    resumed = run(train, kind, config, resume=True, limit=1, save_steps=save_steps)
+    assert resumed.state.global_step == 40
+    assert_same(whole, resumed)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("kind", ["trainer", "callback"])
+def test_a_reset_that_was_pending_happens_after_the_resume(train, kind, pattern, monkeypatch):
+    """Where the learning rate is 0 the reset waits, and the checkpoint of that step knows it."""
+    monkeypatch.setattr(Trainer, "create_scheduler", _scheduler_with_a_pause)
+    monkeypatch.setattr(PruningTrainer, "create_scheduler", _scheduler_with_a_pause)
+    config = PruningConfig(num_cycles=2, lr_restarts=kind == "trainer", **PATTERNS[pattern])
+    whole = run(train, kind, config)
+    with pytest.raises(KeyboardInterrupt):
+        run(train, kind, config, interrupt=ON_EDGE, save_steps=7)
+
+    folder = folder_of(True) / f"checkpoint-{ON_EDGE}"
+    weights = load_file(folder / "model.safetensors")
+    zeros = sum(int((weights[name] == 0).sum()) for name in pruner_of(whole).targets)
+    assert zeros == sum(pruner_of(whole).num_pruned), "the reset has not happened yet"
+    if kind == "trainer":
+        assert load_state(folder).pending
+
+    assert_same(whole, run(train, kind, config, resume=True, save_steps=7))
+
+
+def _scheduler_with_a_pause(self, num_training_steps, optimizer=None):
+    """A constant learning rate, but 0 in the step of the edge."""
+
+    def factor(finished):
+        return 0.0 if finished == ON_EDGE - 1 else 1.0
+
+    self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
+    self._created_lr_scheduler = True
+    return self.lr_scheduler
+
+
+def test_a_reset_that_happened_late_is_accepted_by_the_callback(train, monkeypatch):
+    monkeypatch.setattr(Trainer, "create_scheduler", _scheduler_with_a_pause)
+    config = PruningConfig(sparsity=0.8, num_cycles=2, lr_restarts=False, interval_steps=5)
+    whole = run(train, "callback", config)
+    with pytest.raises(KeyboardInterrupt):
+        run(train, "callback", config, interrupt=ON_EDGE + 2, save_steps=23)
+    assert_same(whole, run(train, "callback", config, resume=True, save_steps=13))
+
+
+def test_the_cycles_of_the_report_survive_the_resume(train):
+    config = PruningConfig(sparsity=0.8, num_cycles=2)
+    whole = run(train, "trainer", config).sparsity_report()
+    with pytest.raises(KeyboardInterrupt):
+        run(train, "trainer", config, interrupt=INSIDE_RAMP, save_steps=13)
+    assert run(train, "trainer", config, resume=True, save_steps=13).sparsity_report() == whole
+
+
+def test_a_warmed_up_run_resumes_bit_identical(train):
+    config = PruningConfig(sparsity=0.8, num_cycles=2)
+    whole = run(train, "trainer", config, warmup=3)
+    with pytest.raises(KeyboardInterrupt):
+        run(train, "trainer", config, warmup=3, interrupt=ON_EDGE, save_steps=7)
+    assert_same(whole, run(train, "trainer", config, warmup=3, resume=True, save_steps=7))
+
+
+def test_the_callback_refuses_a_checkpoint_whose_zeros_are_not_the_schedules(train):
+    config = PruningConfig(sparsity=0.8, num_cycles=2, lr_restarts=False)
+    with pytest.raises(KeyboardInterrupt):
+        run(train, "callback", config, interrupt=IN_FINE_TUNING, save_steps=19)
+    other = PruningConfig(sparsity=0.7, num_cycles=2, lr_restarts=False)
+    with pytest.raises(ValueError, match=r"query\.weight' must hold 179 zeros .* got 205"):
+        run(train, "callback", other, resume=True, save_steps=19)
+
+
+def test_a_checkpoint_of_the_callback_resumes_in_pruning_trainer(train):
+    config = PruningConfig(sparsity=0.8, num_cycles=2, lr_restarts=False)
+    whole = run(train, "callback", config)
+    with pytest.raises(KeyboardInterrupt):
+        run(train, "callback", config, interrupt=INSIDE_RAMP, save_steps=13)
+    assert_same(whole, run(train, "trainer", config, resume=True, save_steps=13))
+
+
+def test_other_settings_warn_with_the_differences(train):
+    config = PruningConfig(sparsity=0.8, num_cycles=2)
+    with pytest.raises(KeyboardInterrupt):
+        run(train, "trainer", config, interrupt=INSIDE_RAMP, save_steps=13)
+    other = PruningConfig(sparsity=0.6, num_cycles=2)
+    with pytest.warns(UserWarning, match=r"other settings.*sparsity 0\.8 -> 0\.6"):
+        trainer = run(train, "trainer", other, resume=True, save_steps=13)
+    assert trainer.sparsity_report().is_at_target
+
+
+def test_masks_of_another_model_are_refused(train, tiny_bert):
+    config = PruningConfig(sparsity=0.8, num_cycles=2)
+    with pytest.raises(KeyboardInterrupt):
+        run(train, "trainer", config, interrupt=INSIDE_RAMP, save_steps=13)
+    other = PruningConfig(sparsity=0.8, num_cycles=2, ignore=["query"])
+    with pytest.raises(ValueError, match=r"masks must be of the model's targets.*query"):
+        run(train, "trainer", other, resume=True, save_steps=13)
+
+
+def test_the_state_is_on_disk_before_the_trainers_own(train, monkeypatch):
+    """So a checkpoint with a trainer_state.json is complete."""
+    config = PruningConfig(sparsity=0.8, num_cycles=2)
+    with pytest.raises(KeyboardInterrupt):
+        run(train, "trainer", config, interrupt=INSIDE_RAMP, save_steps=13)
+    folder = folder_of(True) / f"checkpoint-{INSIDE_RAMP}"
+    times = [(folder / n).stat().st_mtime_ns for n in (STATE_NAME, "trainer_state.json")]
+    assert times == sorted(times)

@@ -1,0 +1,294 @@
+import json
+import warnings
+
+import pytest
+import torch
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+
+from hf_cyclprune import PruningArguments, PruningCallback, PruningConfig, PruningTrainer
+
+CONFIG = PruningConfig(sparsity=0.8, num_cycles=4)  # cycles of 10 steps, climbs of 8
+
+
+def density_metric(trainer_of):
+    """A metric that favours the dense phases: the share of target weights that is not zero."""
+
+    def compute(prediction):
+        return {"density": 1 - trainer_of().pruner.sparsity}
+
+    return compute
+
+
+@pytest.fixture
+def watched(train):
+    """Trains with the density metric and every-step evaluation, for best models and stopping."""
+
+    def run(**options):
+        box = []
+        args = {
+            "eval_strategy": "steps",
+            "eval_steps": 1,
+            "save_strategy": "steps",
+            "save_steps": 1,
+            "save_total_limit": 2,
+            "metric_for_best_model": "density",
+            "load_best_model_at_end": True,
+            **options.pop("args", {}),
+        }
+
+        class Watched(PruningTrainer):
+            def __init__(self, *a, **k):
+                super().__init__(*a, **k)
+                box.append(self)
+
+        return train(
+            Watched,
+            args=args,
+            pruning_config=options.pop("pruning_config", CONFIG),
+            compute_metrics=density_metric(lambda: box[0]),
+            **options,
+        )
+
+    return run
+
+
+def zeros(model):
+    return sum(
+        int((p == 0).sum()) for n, p in model.named_parameters() if ".layer." in n and p.dim() == 2
+    )
+
+
+def test_the_learning_rate_restarts_with_every_cycle(train):
+    trainer = train(PruningTrainer, args={"logging_steps": 1}, pruning_config=CONFIG)
+    rates = [entry["learning_rate"] for entry in trainer.state.log_history if "loss" in entry]
+    assert rates == pytest.approx([1e-2 * (1 - u / 10) for u in range(10)] * 4)
+
+
+def test_warmup_is_counted_per_cycle(train):
+    args = {"logging_steps": 1, "warmup_steps": 0.2, "max_steps": 40}
+    trainer = train(PruningTrainer, args=args, pruning_config=CONFIG)
+    rates = [entry["learning_rate"] for entry in trainer.state.log_history if "loss" in entry]
+    assert [rates[e] for e in (0, 10, 20, 30)] == [0.0] * 4
+    assert [rates[e + 2] for e in (0, 10, 20, 30)] == pytest.approx([1e-2] * 4)
+
+
+def test_a_warmup_longer_than_the_climb_is_refused(train):
+    with pytest.raises(ValueError, match=r"warmup_steps must not outlast .* 8 .*got 9"):
+        train(PruningTrainer, args={"warmup_steps": 9}, pruning_config=CONFIG)
+
+
+def test_a_schedule_that_cannot_restart_is_refused_at_construction(tiny_bert, arguments):
+    args = TrainingArguments(**arguments(lr_scheduler_type="cosine_with_restarts"))
+    with pytest.raises(ValueError, match=r"lr_scheduler_type .*lr_restarts=False"):
+        PruningTrainer(model=tiny_bert(), args=args, pruning_config=CONFIG)
+    config = PruningConfig(sparsity=0.8, lr_restarts=False)
+    PruningTrainer(model=tiny_bert(), args=args, pruning_config=config)
+
+
+def test_a_scheduler_of_the_users_own_is_refused_unless_restarts_are_off(tiny_bert, arguments):
+    model = tiny_bert()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer)
+    args = TrainingArguments(**arguments())
+    options = {"model": model, "args": args, "optimizers": (optimizer, scheduler)}
+    with pytest.raises(ValueError, match=r"optimizers must not hold a scheduler.*ConstantLR"):
+        PruningTrainer(**options, pruning_config=CONFIG)
+    PruningTrainer(**options, pruning_config=PruningConfig(sparsity=0.8, lr_restarts=False))
+
+
+def test_every_log_entry_holds_sparsity_and_cycle(train):
+    args = {"eval_strategy": "steps", "eval_steps": 10}
+    trainer = train(PruningTrainer, args=args, pruning_config=CONFIG)
+    history = trainer.state.log_history
+    assert all({"sparsity", "cycle"} <= set(entry) for entry in history)
+    assert [entry["cycle"] for entry in history if "eval_loss" in entry] == [1, 2, 3, 4]
+    assert history[-1]["sparsity"] == trainer.pruner.sparsity == zeros(trainer.model) / 4096
+
+
+def test_tensorboard_shows_sparsity_and_cycle(train, tmp_path, monkeypatch):
+    event_accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator"
+    )
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "tb"))
+    train(PruningTrainer, args={"report_to": ["tensorboard"]}, pruning_config=CONFIG)
+    (folder,) = {path.parent for path in (tmp_path).rglob("events.out.tfevents.*")}
+    events = event_accumulator.EventAccumulator(str(folder)).Reload()
+    scalars = [event.value for event in events.Scalars("train/sparsity")]
+    assert scalars[-1] == pytest.approx(0.8, abs=1e-3)
+    assert [event.value for event in events.Scalars("train/cycle")][-1] == 4
+
+
+def test_it_evaluates_and_saves_at_the_end_of_every_cycle_on_request(train):
+    config = PruningConfig(sparsity=0.8, num_cycles=4, eval_cycle_ends=True, save_cycle_ends=True)
+    trainer = train(PruningTrainer, pruning_config=config)
+    evaluated = [entry["step"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert evaluated == [10, 20, 30, 40]
+    for step in evaluated:
+        folder = f"{trainer.args.output_dir}/checkpoint-{step}"
+        assert zeros(type(trainer.model).from_pretrained(folder)) == zeros(trainer.model)
+        with open(f"{folder}/sparsity_report.json") as file:
+            report = json.load(file)
+        assert report["is_at_target"]
+        assert len(report["cycles"]) == step // 10
+
+
+def test_the_best_model_is_one_at_the_target_and_its_masks_are_in_memory(watched):
+    trainer = watched()
+    assert trainer.state.best_metric == pytest.approx(0.2, abs=2e-3)
+    assert trainer.state.best_global_step in (9, 10)  # the first at the target
+    assert trainer.sparsity_report().is_at_target
+    for name, weight in trainer.pruner.targets.items():
+        assert torch.equal(weight != 0, trainer.pruner.masks[name])
+
+
+def test_off_target_evaluations_do_not_touch_patience_or_best_metric(watched):
+    stopper = EarlyStoppingCallback(early_stopping_patience=3)
+    trainer = watched(callbacks=[stopper])
+    # At the target in steps 9, 10, 19, 20, ..; the metric is best at 9 and equal afterwards.
+    assert trainer.state.global_step == 20
+    assert stopper.early_stopping_patience_counter == 3
+    assert trainer.sparsity_report().is_at_target
+
+
+@pytest.mark.parametrize("event", ["on_step_end", "on_evaluate", "on_log", "on_save"])
+def test_a_stop_asked_for_off_target_waits_for_the_end_of_the_cycle(watched, event):
+    def stop(self, args, state, control, **kwargs):
+        if state.global_step == 13:
+            control.should_training_stop = True
+        return control
+
+    stopper = type("Stopper", (TrainerCallback,), {event: stop})()
+    trainer = watched(callbacks=[stopper], args={"logging_steps": 1})
+    assert trainer.state.global_step == 20
+    assert trainer.sparsity_report().is_at_target
+
+
+def test_a_stop_asked_for_at_the_target_is_immediate(watched):
+    class Stopper(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_training_stop |= state.global_step == 19
+
+    assert watched(callbacks=[Stopper()]).state.global_step == 19
+
+
+def test_a_callback_added_later_is_still_seen_by_the_gate(tiny_bert, arguments, examples):
+    class Stopper(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_training_stop |= state.global_step == 5
+
+    trainer = PruningTrainer(
+        model=tiny_bert(),
+        args=TrainingArguments(**arguments()),
+        train_dataset=examples,
+        pruning_config=CONFIG,
+    )
+    trainer.add_callback(Stopper())
+    trainer.train()
+    assert trainer.state.global_step == 10
+
+
+def test_on_a_rising_envelope_training_never_stops_below_the_target(watched):
+    config = PruningConfig(sparsity=0.8, num_cycles=4, envelope="rising")
+    stopper = EarlyStoppingCallback(early_stopping_patience=1)
+    trainer = watched(callbacks=[stopper], pruning_config=config)
+    assert trainer.sparsity_report().is_at_target
+    assert trainer.state.best_metric == pytest.approx(0.2, abs=2e-3)
+
+
+def test_exhausted_data_end_the_run_with_a_warning(tiny_bert, arguments, examples):
+    class Short(torch.utils.data.IterableDataset):
+        passes = 0
+
+        def __iter__(self):
+            Short.passes += 1
+            return iter(examples if Short.passes < 2 else [])
+
+    trainer = PruningTrainer(
+        model=tiny_bert(),
+        args=TrainingArguments(**arguments(accelerator_config={"dispatch_batches": False})),
+        train_dataset=Short(),
+        pruning_config=CONFIG,
+    )
+    with pytest.warns(UserWarning, match=r"step 16 of 40 .* not at the target"):
+        trainer.train()
+
+
+def test_a_config_given_twice_is_refused(tiny_bert, arguments):
+    args = PruningArguments(**arguments(sparsity=0.5))
+    with pytest.raises(ValueError, match="pruning_config must be given once"):
+        PruningTrainer(model=tiny_bert(), args=args, pruning_config=CONFIG)
+    with pytest.raises(ValueError, match="pruning_config must be given once"):
+        PruningTrainer(
+            model=tiny_bert(),
+            args=TrainingArguments(**arguments()),
+            pruning_config=CONFIG,
+            callbacks=[PruningCallback(CONFIG)],
+        )
+
+
+def test_a_callback_that_is_passed_in_is_adopted(train):
+    trainer = train(PruningTrainer, callbacks=[PruningCallback(CONFIG)])
+    rates = [entry["learning_rate"] for entry in trainer.state.log_history if "loss" in entry]
+    assert rates[:2] == rates[2:4] == rates[4:6]
+    assert trainer.sparsity_report().is_at_target
+
+
+def test_the_pruning_callback_comes_before_the_users(tiny_bert, arguments):
+    class Users(TrainerCallback):
+        pass
+
+    args = TrainingArguments(**arguments())
+    users = Users()
+    trainer = PruningTrainer(tiny_bert(), args, callbacks=[users], pruning_config=CONFIG)
+    order = trainer.callback_handler.callbacks
+    assert order.index(trainer.pruning_callback) < order.index(users)
+
+
+def test_a_second_training_starts_from_fresh_masks(train):
+    trainer = train(PruningTrainer, pruning_config=CONFIG)
+    first = trainer.pruner
+    trainer.train()
+    assert trainer.pruner is not first
+    assert len(trainer.sparsity_report().cycles) == 4
+
+
+def test_hyperparameter_search_varies_the_sparsity(tiny_bert, arguments, examples):
+    pytest.importorskip("optuna")
+    trainer = PruningTrainer(
+        model_init=lambda trial: tiny_bert(),
+        args=PruningArguments(
+            **arguments(sparsity=0.5, num_cycles=2, max_steps=20, eval_strategy="epoch")
+        ),
+        train_dataset=examples,
+        eval_dataset=examples,
+    )
+    seen = []
+
+    class Watch(TrainerCallback):
+        def on_train_end(self, args, state, control, **kwargs):
+            seen.append((trainer.pruner.schedule.sparsity, zeros(trainer.model)))
+
+    trainer.add_callback(Watch())
+    trainer.hyperparameter_search(
+        hp_space=lambda trial: {"sparsity": trial.suggest_float("sparsity", 0.2, 0.9)},
+        n_trials=3,
+        backend="optuna",
+        direction="minimize",
+    )
+    assert len({sparsity for sparsity, _ in seen}) == 3
+    for sparsity, count in seen:
+        assert count == pytest.approx(sparsity * 4096, abs=12)
+
+
+def test_a_user_sees_no_warning_in_a_plain_run(train):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        train(PruningTrainer, pruning_config=CONFIG)
+
+
+def test_pruning_trainer_takes_the_positional_arguments_of_trainer(tiny_bert, arguments, examples):
+    args = TrainingArguments(**arguments())
+    trainer = PruningTrainer(tiny_bert(), args, None, examples, pruning_config=CONFIG)
+    trainer.train()
+    assert isinstance(trainer, Trainer)
+    assert trainer.sparsity_report().is_at_target
