@@ -56,7 +56,7 @@ def examples() -> list[dict[str, Any]]:
 
 @pytest.fixture
 def arguments(tmp_path) -> Callable[..., dict[str, Any]]:
-    """Keyword arguments of a quiet, short training run on the CPU; `output_dir` is a temporary one."""
+    """Keyword arguments of a quiet, short training run on the CPU, in a temporary folder."""
 
     def build(**options: Any) -> dict[str, Any]:
         return {

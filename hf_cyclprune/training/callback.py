@@ -1,10 +1,12 @@
 """WHEN to prune: the Trainer's events, and nothing of the method."""
 
+import re
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     TrainerCallback,
     TrainerControl,
@@ -89,6 +91,7 @@ class PruningCallback(TrainerCallback):
         if config is None:
             return
         targets = find_targets(kwargs["model"], config.targets, config.ignore)
+        _check_engine(args, targets)
         check_finite(targets)
         schedule = config.build_schedule(state.max_steps)
         self.pruner = Pruner(targets, schedule, config.build_criterion(), config.build_pattern())
@@ -172,13 +175,27 @@ class PruningCallback(TrainerCallback):
     def report(self, model: nn.Module) -> SparsityReport | None:
         """Zeros counted in the model now, and the cycles so far; None if nothing was pruned."""
         config = self._active
-        if config is None:
+        if config is None or self.pruner is None:
             return None
         return SparsityReport.measure(
             model,
-            targets=config.targets,
-            ignore=config.ignore,
+            targets=[f"^{re.escape(name)}$" for name in self.pruner.targets],
             patterns=[*CHECKED_PATTERNS, config.pattern],
             cycles=self.history.cycles,
             target_sparsity=config.target_sparsity,
+        )
+
+
+def _check_engine(args: TrainingArguments, targets: Mapping[str, Tensor]) -> None:
+    """Raise a ValueError where a rank does not hold, and update, the whole of every weight."""
+    is_sharded = any(
+        hasattr(weight, "ds_id")
+        or hasattr(weight, "_hp_mapping")
+        or hasattr(weight.data, "placements")
+        for weight in targets.values()
+    )
+    if is_sharded or args.deepspeed or args.fsdp:
+        raise ValueError(
+            "the training engine must keep whole weights on every process; got one that shards "
+            "them (FSDP, DeepSpeed or tensor parallelism). Train on one device."
         )

@@ -42,15 +42,14 @@ def test_the_zeros_after_every_step_are_those_of_the_schedule(train):
 
 def test_micro_batches_do_not_advance_the_schedule(train):
     """Batches of 8 and 8 micro-batches of 1 are equally sparse after every optimizer step."""
-    seen = {}
+
+    class Watch(PruningCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            seen[args.train_batch_size].append((state.global_step, self.pruner.sparsity))
+            return super().on_step_end(args, state, control, **kwargs)
+
+    seen = {8: [], 1: []}
     for batch_size, accumulation in [(8, 1), (1, 8)]:
-
-        class Watch(PruningCallback):
-            def on_step_end(self, args, state, control, **kwargs):
-                log.append((state.global_step, self.pruner.sparsity))
-                return super().on_step_end(args, state, control, **kwargs)
-
-        log = seen[batch_size] = []
         args = {
             "per_device_train_batch_size": batch_size,
             "gradient_accumulation_steps": accumulation,

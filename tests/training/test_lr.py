@@ -77,5 +77,5 @@ def test_a_schedule_that_cannot_restart_is_refused(name):
 def test_a_warmup_longer_than_the_climb_is_refused():
     schedule = Schedule(sparsity=0.9, total_steps=20, num_cycles=2)  # climbs of 8 steps
     get_restarting_scheduler("linear", new_optimizer(), schedule, num_warmup_steps=8)
-    with pytest.raises(ValueError, match="warmup_steps must not outlast .* 8 .*got 9"):
+    with pytest.raises(ValueError, match=r"warmup_steps must not outlast .* 8 .*got 9"):
         get_restarting_scheduler("linear", new_optimizer(), schedule, num_warmup_steps=9)

@@ -41,7 +41,7 @@ def folder_of(is_interrupted):
 
 
 def run(train, kind, config, *, warmup=0, interrupt=None, resume=None, limit=None, save_steps=1):
-    """A run of 40 steps; an interrupted one saves its checkpoints; `kind` is the Trainer or the plain callback."""
+    """A run of 40 steps; interrupted ones save. `kind`: our Trainer or the plain callback."""
     args = {
         "output_dir": str(folder_of(interrupt or resume)),
         "save_strategy": "steps" if interrupt or resume else "no",

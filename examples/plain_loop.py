@@ -1,0 +1,50 @@
+"""Cyclical pruning in a training loop of your own: three lines more than without.
+
+    python examples/plain_loop.py
+
+The model is a small untrained BERT and the data are random: replace both.
+"""
+
+import torch
+from transformers import BertConfig, BertForSequenceClassification
+
+from hf_cyclprune import (
+    Pruner,
+    PruningConfig,
+    SparsityReport,
+    find_targets,
+    get_restarting_scheduler,
+)
+
+TOTAL_STEPS = 120
+
+
+def main() -> SparsityReport:
+    torch.manual_seed(0)
+    shape = {"hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 128}
+    model = BertForSequenceClassification(BertConfig(num_attention_heads=2, **shape))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+
+    config = PruningConfig(sparsity=0.9, num_cycles=3)
+    schedule = config.build_schedule(TOTAL_STEPS)
+    pruner = Pruner(find_targets(model), schedule, config.build_criterion(), config.build_pattern())
+    scheduler = get_restarting_scheduler("linear", optimizer, schedule)
+
+    for t in range(1, TOTAL_STEPS + 1):  # t counts finished optimizer steps
+        ids = torch.randint(0, 30000, (8, 16))
+        loss = model(input_ids=ids, labels=ids[:, 0] % 2).loss
+        loss.backward()
+        optimizer.step()
+        pruner.step(t)  # right after the optimizer, while the gradients are still there
+        scheduler.step()
+        optimizer.zero_grad()
+        if t % 20 == 0:
+            print(f"step {t:3d}  loss {loss.item():.3f}  sparsity {pruner.sparsity:.3f}")
+
+    report = SparsityReport.measure(model, target_sparsity=config.target_sparsity)
+    print(report)
+    return report
+
+
+if __name__ == "__main__":
+    main()

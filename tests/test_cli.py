@@ -1,0 +1,46 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from hf_cyclprune import PruningConfig, PruningTrainer
+from hf_cyclprune.cli import main
+
+
+@pytest.fixture
+def saved(train, tmp_path):
+    config = PruningConfig(sparsity=0.8, num_cycles=2)
+    trainer = train(PruningTrainer, pruning_config=config)
+    trainer.save_model(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+def test_report_counts_the_zeros_and_shows_the_cycles(saved, capsys):
+    assert main(["report", str(saved)]) == 0
+    printed = capsys.readouterr().out
+    assert "sparsity 80.0781%: 3,280 zeros in 4,096 target weights of 12 matrices" in printed
+    assert "not at the target" not in printed
+    assert "attention.self.query" in printed
+    assert "recovered at edge" in printed
+
+
+def test_report_prints_json_on_request(saved, capsys):
+    assert main(["report", str(saved), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["num_zeros"] == 3280
+    assert [cycle["cycle"] for cycle in report["cycles"]] == [1, 2]
+
+
+def test_report_measures_a_model_that_was_never_pruned(tiny_bert, tmp_path, capsys):
+    tiny_bert().save_pretrained(tmp_path)
+    assert main(["report", str(tmp_path)]) == 0
+    assert "0 zeros in 4,096" in capsys.readouterr().out
+
+
+def test_a_folder_without_a_model_is_one_clear_line(tmp_path):
+    command = [sys.executable, "-m", "hf_cyclprune.cli", "report", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("hf-cyclprune: error: DIR must be a folder with a saved model; got")

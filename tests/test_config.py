@@ -1,0 +1,173 @@
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from hf_cyclprune.config import (
+    CONFIG_NAME,
+    PruningConfig,
+    config_from_dict,
+    config_to_dict,
+    field_names,
+    load_config,
+    save_config,
+)
+from hf_cyclprune.pruning.criteria import CRITERIA
+from hf_cyclprune.pruning.patterns import NM, SCOPES, Unstructured
+from hf_cyclprune.pruning.schedules import ENVELOPES, RAMPS, Schedule
+
+FRACTIONS = ("reset_ratio", "ramp_ratio", "dip_ratio")
+FLAGS = ("lr_restarts", "eval_cycle_ends", "save_cycle_ends", "fix_loss_scaling")
+
+BAD = [
+    ({"sparsity": None}, ["sparsity must be given", "None", "0.9"]),
+    ({"sparsity": 1.0}, ["sparsity must be a fraction in [0, 1)", "got 1.0", "0.9"]),
+    ({"sparsity": 1}, ["sparsity must be", "got 1.", "0.9"]),
+    ({"sparsity": -0.1}, ["sparsity must be", "-0.1", "0.9"]),
+    ({"sparsity": 90}, ["sparsity must be", "got 90", "Write 0.9 for 90 %"]),
+    ({"sparsity": 97.5}, ["sparsity must be", "got 97.5", "Write 0.975 for 97.5 %"]),
+    ({"sparsity": math.nan}, ["sparsity must be", "nan", "0.9"]),
+    ({"sparsity": math.inf}, ["sparsity must be", "inf", "0.9"]),
+    ({"sparsity": "0.9"}, ["sparsity must be", "'0.9'", "0.9."]),
+    ({"sparsity": True}, ["sparsity must be", "True", "0.9"]),
+    ({"sparsity": [0.9]}, ["sparsity must be", "[0.9]", "0.9."]),
+    ({"pattern": "structured"}, ["pattern must be", "'structured'", "'2:4'"]),
+    ({"pattern": None}, ["pattern must be", "None", "'2:4'"]),
+    ({"pattern": "4:2"}, ["pattern n:m must have 0 < n < m", "'4:2'", "'2:4'"]),
+    ({"pattern": "2:4"}, ["sparsity must be 0.5", "0.9", "Drop one"]),
+    ({"pattern": "2:4", "sparsity": 0.4}, ["sparsity must be 0.5", "got 0.4", "Drop one"]),
+    ({"pattern": "2:4", "sparsity": 0}, ["sparsity must be 0.5", "got 0,", "Drop one"]),
+    ({"pattern": "2:4", "sparsity": 50}, ["sparsity must be a fraction", "Write 0.5 for 50 %"]),
+    ({"pattern": "2:4", "sparsity": 0.5, "scope": "layer"}, ["scope must be left out", "'layer'"]),
+    ({"scope": "local"}, ["scope must be one of", "'local'", "Omit it"]),
+    ({"scope": ["layer"]}, ["scope must be one of", "layer", "Omit it"]),
+    ({"criterion": "magnitud"}, ["criterion must be one of", "'magnitud'", "mean 'magnitude'"]),
+    ({"criterion": "xyz"}, ["criterion must be one of", "'xyz'", "Choose"]),
+    ({"criterion": None}, ["criterion must be one of", "None", "Choose"]),
+    ({"criterion": ["magnitude"]}, ["criterion must be one of", "['magnitude']"]),
+    ({"ramp": "Cubic"}, ["ramp must be one of", "'Cubic'", "mean 'cubic'"]),
+    ({"ramp": 3}, ["ramp must be one of", "got 3", "Choose"]),
+    ({"envelope": "raising"}, ["envelope must be one of", "'raising'", "mean 'rising'"]),
+    ({"num_cycles": 0}, ["num_cycles must be an integer of at least 1", "got 0"]),
+    ({"num_cycles": -1}, ["num_cycles must be", "-1"]),
+    ({"num_cycles": 2.0}, ["num_cycles must be", "2.0"]),
+    ({"num_cycles": True}, ["num_cycles must be", "True"]),
+    ({"num_cycles": "4"}, ["num_cycles must be", "'4'"]),
+    ({"num_cycles": None}, ["num_cycles must be", "None"]),
+    ({"interval_steps": 0}, ["interval_steps must be an integer of at least 1", "got 0"]),
+    ({"interval_steps": 0.5}, ["interval_steps must be", "0.5"]),
+    ({"pruning_seed": "0"}, ["pruning_seed must be an integer", "'0'"]),
+    ({"pruning_seed": None}, ["pruning_seed must be an integer", "None"]),
+    ({"targets": "query"}, ["targets must be a list", "'query'", "targets=['query'"]),
+    ({"targets": 5}, ["targets must be a list", "5", "targets=['query'"]),
+    ({"targets": [5]}, ["targets must be a list", "[5]", "targets=['query'"]),
+    ({"targets": ["("]}, ["targets must hold regular expressions", "'('", "backslash"]),
+    ({"ignore": "query"}, ["ignore must be a list", "'query'", "ignore=['query'"]),
+    ({"ignore": ["a", "*"]}, ["ignore must hold regular expressions", "'*'", "backslash"]),
+    *(
+        ({name: value}, [f"{name} must be in [0, 1]", repr(value), "0.5"])
+        for name in FRACTIONS
+        for value in (-0.1, 1.1, 50, math.nan, "0.5", None, True)
+    ),
+    *(
+        ({name: value}, [f"{name} must be True or False", repr(value), "Pass"])
+        for name in FLAGS
+        for value in ("no", 0, None)
+    ),
+]
+
+
+@pytest.mark.parametrize(("options", "words"), BAD, ids=str)
+def test_a_bad_option_is_refused_with_its_name_its_value_and_a_remedy(options, words):
+    with pytest.raises(ValueError, match="must") as error:
+        PruningConfig(**{"sparsity": 0.9, **options})
+    assert [word for word in words if word not in str(error.value)] == []
+    assert str(error.value).endswith(".")
+
+
+@pytest.mark.parametrize("name", field_names())
+def test_every_option_that_is_changed_later_is_validated_again(name):
+    config = PruningConfig(sparsity=0.9)
+    setattr(config, name, object())
+    with pytest.raises(ValueError, match=f"^{name} must"):
+        config.validate()
+
+
+GOOD = [
+    {"sparsity": 0.0},
+    {"sparsity": 0},
+    {"sparsity": 0.999},
+    {"sparsity": 0.9, "num_cycles": 1},
+    {"sparsity": 0.9, "reset_ratio": 0, "ramp_ratio": 1, "dip_ratio": 0.0},
+    {"sparsity": 0.9, "interval_steps": 1, "pruning_seed": -3},
+    {"sparsity": 0.9, "targets": [r"layer\.0", "query"], "ignore": []},
+    {"pattern": "2:4"},
+    {"pattern": "1:3", "sparsity": 0.667},
+    *({"sparsity": 0.9, "scope": scope} for scope in SCOPES),
+    *({"sparsity": 0.9, "ramp": name} for name in RAMPS),
+    *({"sparsity": 0.9, "criterion": name} for name in CRITERIA),
+    *({"sparsity": 0.9, "envelope": name} for name in ENVELOPES),
+]
+
+
+@pytest.mark.parametrize("options", GOOD, ids=str)
+def test_a_config_survives_its_json_file(options, tmp_path):
+    config = PruningConfig(**options)
+    path = save_config(config, tmp_path)
+    assert path == tmp_path / CONFIG_NAME
+    assert load_config(tmp_path) == config
+    assert config_from_dict(config_to_dict(config)) == config
+    assert list(json.loads(path.read_text())) == field_names()
+
+
+@pytest.mark.parametrize("options", GOOD, ids=str)
+def test_a_config_builds_what_it_says(options):
+    config = PruningConfig(**options)
+    schedule = config.build_schedule(1000)
+    assert schedule.sparsity == config.target_sparsity == schedule.sparsity_at(1000)
+    assert all(
+        getattr(schedule, name) == getattr(config, name)
+        for name in set(Schedule.__dataclass_fields__) & set(field_names()) - {"sparsity"}
+    )
+    assert type(config.build_criterion()) is CRITERIA[config.criterion]
+    assert config.build_criterion().seed == config.pruning_seed
+    is_nm = config.pattern != "unstructured"
+    assert isinstance(config.build_pattern(), NM if is_nm else Unstructured)
+
+
+def test_the_sparsity_of_nm_is_exact_whatever_was_rounded():
+    assert PruningConfig(pattern="1:3", sparsity=0.667).target_sparsity == 2 / 3
+
+
+def test_more_cycles_than_steps_are_refused_when_the_steps_are_known():
+    with pytest.raises(ValueError, match=r"num_cycles must not exceed .*\(3\); got 4"):
+        PruningConfig(sparsity=0.9).build_schedule(3)
+
+
+def test_every_option_explains_itself():
+    for name, field in PruningConfig.__dataclass_fields__.items():
+        assert field.metadata["help"].endswith("."), name
+
+
+def test_an_unknown_option_is_refused_with_the_nearest():
+    with pytest.raises(ValueError, match=r"option must be one of .*'sparcity'.*mean 'sparsity'"):
+        config_from_dict({"sparcity": 0.9})
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "0.9", "{", "", '{"sparsity": 0.9'])
+def test_a_file_that_is_no_json_object_is_refused_by_name(tmp_path: Path, text):
+    (tmp_path / CONFIG_NAME).write_text(text)
+    with pytest.raises(ValueError, match=rf"{CONFIG_NAME} must hold a JSON object.*save_config"):
+        load_config(tmp_path)
+
+
+def test_a_bad_value_in_a_file_is_refused_as_on_construction(tmp_path):
+    (tmp_path / CONFIG_NAME).write_text('{"sparsity": 90}')
+    with pytest.raises(ValueError, match=r"Write 0\.9 for 90 %"):
+        load_config(tmp_path)
+
+
+def test_a_folder_without_a_config_is_a_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        load_config(tmp_path)

@@ -1,0 +1,106 @@
+"""The house stands: imports point one way, and what is written about it is true."""
+
+import ast
+import doctest
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import hf_cyclprune
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "hf_cyclprune"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+# A module imports only from rooms before its own.
+ROOMS = [
+    "pruning",
+    "config",
+    "methods",
+    "checkpoints",
+    "reporting",
+    "one_shot",
+    "training",
+    "glue",
+    "demo",
+    "cli",
+]
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+def imports_of(path):
+    """Full names of the modules that a source file imports, wherever in the file."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield node.module
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_one_way(path):
+    room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    for name in imports_of(path):
+        package, _, rest = name.partition(".")
+        if package == "hf_cyclprune":
+            assert rest, f"{path.name} imports the package from inside"
+            assert ROOMS.index(rest.split(".")[0]) <= ROOMS.index(room), name
+        if room == "pruning":
+            assert package not in ("transformers", "datasets", "accelerate"), name
+
+
+def test_schedules_need_the_standard_library_only():
+    packages = {name.partition(".")[0] for name in imports_of(PACKAGE / "pruning/schedules.py")}
+    assert packages <= set(sys.stdlib_module_names)
+
+
+def test_the_readme_lists_the_public_names():
+    (block,) = re.findall(r"<!-- public names -->\n(.*?)\n<!-- end -->", README, re.DOTALL)
+    assert sorted(re.findall(r"^- `(\w+)`", block, re.MULTILINE)) == sorted(hf_cyclprune.__all__)
+    assert all(hasattr(hf_cyclprune, name) for name in hf_cyclprune.__all__)
+
+
+def test_the_public_names_have_docstrings():
+    for name in hf_cyclprune.__all__:
+        assert getattr(hf_cyclprune, name).__doc__, name
+
+
+def test_the_prompts_in_the_readme_answer_as_printed():
+    results = doctest.testfile(str(ROOT / "README.md"), module_relative=False)
+    assert results.attempted > 3
+    assert results.failed == 0
+
+
+@pytest.mark.parametrize("index", range(len(re.findall(r"```python\n(?!>>>)", README))))
+def test_the_python_blocks_of_the_readme_run(index, tmp_path, monkeypatch, tiny_bert, examples):
+    """With a tiny model and data in the place of the user's."""
+    monkeypatch.chdir(tmp_path)
+    code = re.findall(r"```python\n(?!>>>)(.*?)```", README, re.DOTALL)[index]
+    tiny_bert().save_pretrained(tmp_path / "model")
+    names = {"model": tiny_bert(), "train_dataset": examples, "eval_dataset": examples}
+    exec(compile(code, f"README block {index}", "exec"), names)
+
+
+def test_the_commands_in_the_readme_exist():
+    verbs = set(re.findall(r"hf-cyclprune (\w+)", README))
+    for verb in verbs:
+        command = [sys.executable, "-m", "hf_cyclprune.cli", verb, "--help"]
+        assert subprocess.run(command, capture_output=True, check=False).returncode == 0, verb
+
+
+def test_the_wheel_holds_the_code_the_types_and_the_license(tmp_path):
+    pytest.importorskip("setuptools")
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q"]
+    subprocess.run([*command, "-w", str(tmp_path), str(ROOT)], check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    for path in MODULES:
+        assert str(path.relative_to(ROOT)) in names
+    assert "hf_cyclprune/py.typed" in names
+    assert any(name.endswith("LICENSE") for name in names)
+    assert not any(name.startswith(("tests/", "examples/")) for name in names)
