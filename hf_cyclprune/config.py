@@ -4,7 +4,6 @@ import dataclasses
 import difflib
 import json
 import math
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 from hf_cyclprune.pruning.criteria import CRITERIA, Criterion
 from hf_cyclprune.pruning.patterns import NM, Pattern, parse_pattern
 from hf_cyclprune.pruning.schedules import ENVELOPES, RAMPS, Schedule
+from hf_cyclprune.pruning.targets import check_expressions
 
 CONFIG_NAME = "pruning_config.json"
 
@@ -96,8 +96,11 @@ class PruningConfig:
         _check_known("criterion", self.criterion, CRITERIA)
         _check_known("ramp", self.ramp, RAMPS)
         _check_known("envelope", self.envelope, ENVELOPES)
-        _check_expressions("targets", self.targets)
-        _check_expressions("ignore", self.ignore)
+        check_expressions("targets", self.targets)
+        check_expressions("ignore", self.ignore)
+        for name in ("lr_restarts", "eval_cycle_ends", "save_cycle_ends", "fix_loss_scaling"):
+            _check_flag(name, getattr(self, name))
+        _check_integer("pruning_seed", self.pruning_seed)
 
     @property
     def target_sparsity(self) -> float:
@@ -168,7 +171,10 @@ def load_config(folder: str | Path) -> PruningConfig:
         FileNotFoundError, ValueError: it is not there, or not a valid config.
     """
     text = (Path(folder) / CONFIG_NAME).read_text(encoding="utf-8")
-    values = json.loads(text)
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        values = error
     if not isinstance(values, dict):
         raise ValueError(
             f"{CONFIG_NAME} must hold a JSON object; got {type(values).__name__} in {folder}. "
@@ -207,31 +213,27 @@ def _check_fraction(name: str, value: Any) -> None:
 
 
 def _check_count(name: str, value: Any) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    if not _is_integer(value) or value < 1:
         raise ValueError(f"{name} must be an integer of at least 1; got {value!r}. Pass one.")
 
 
+def _check_integer(name: str, value: Any) -> None:
+    if not _is_integer(value):
+        raise ValueError(f"{name} must be an integer; got {value!r}. Pass for example 0.")
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _check_flag(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be True or False; got {value!r}. Pass one of the two.")
+
+
 def _check_known(name: str, value: Any, known: Iterable[str]) -> None:
-    if value in known:
+    if isinstance(value, str) and value in known:
         return
     near = difflib.get_close_matches(str(value), known, n=1)
     hint = f"Did you mean '{near[0]}'?" if near else "Choose one of them."
     raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}. {hint}")
-
-
-def _check_expressions(name: str, values: Any) -> None:
-    if values is None:
-        return
-    if isinstance(values, str) or not all(isinstance(value, str) for value in values):
-        raise ValueError(
-            f"{name} must be a list of regular expressions; got {values!r}. "
-            f"Write {name}=['query', 'key'], for example."
-        )
-    for value in values:
-        try:
-            re.compile(value)
-        except re.error as error:
-            raise ValueError(
-                f"{name} must hold regular expressions; got {value!r}, where {error}. "
-                "Escape special characters with a backslash."
-            ) from error

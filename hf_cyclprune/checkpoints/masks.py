@@ -105,7 +105,7 @@ def load_state(folder: str | Path) -> PruningState | None:
             facts = json.loads((file.metadata() or {})["pruning"])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         version = facts.pop("format_version")
-    except (SafetensorError, KeyError, AttributeError, json.JSONDecodeError) as error:
+    except (SafetensorError, KeyError, AttributeError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(
             f"{STATE_NAME} must be a pruning state; {path} cannot be read ({error}). "
             "Resume from another checkpoint."

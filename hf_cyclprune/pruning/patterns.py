@@ -172,7 +172,7 @@ def parse_pattern(pattern: str, scope: str | None = None) -> Pattern:
     Raises:
         ValueError: an unknown spelling or scope, n and m out of 0 < n < m, or n:m with a scope.
     """
-    match = re.fullmatch(r"(\d+):(\d+)", pattern)
+    match = re.fullmatch(r"(\d+):(\d+)", str(pattern))
     if match is None:
         if pattern != "unstructured":
             raise ValueError(

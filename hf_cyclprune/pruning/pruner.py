@@ -26,7 +26,7 @@ _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 @dataclass(frozen=True)
 class PruningStep:
-    """What `Pruner.step` did: how many groups got new masks, and whether weights were freed."""
+    """What `Pruner.step` did: how many groups got new masks, and whether zeros became fewer."""
 
     num_recomputed: int = 0
     is_reset: bool = False
@@ -95,8 +95,8 @@ class Pruner:
     def step(self, t: int) -> PruningStep:
         """Recompute the masks if they are due after optimizer step t = 1, 2, .., and apply them.
 
-        Idempotent but for a criterion that has moved on. Without a pruning step this is one pass
-        over the weights and waits for nothing.
+        Idempotent where a weight of 0 scores lowest. Without a pruning step this is one pass over
+        the weights and waits for nothing.
         """
         due = set(range(len(self.groups))) if self.schedule.is_pruning_step(t) else self.pending
         done = self._prune(due, t) if due else PruningStep()
@@ -122,7 +122,8 @@ class Pruner:
         is_ready = self._are_ready(due, demand)
         self.pending = {g for g in due if not is_ready[g]}
         ready = {g: demand[g] for g in due if is_ready[g]}
-        is_reset = any(count < self.num_pruned[g] for g, count in ready.items())
+        # In sum: while the zeros grow, erk may round a group's number down by one.
+        is_reset = sum(ready.values()) < sum(self.num_pruned[g] for g in ready)
         self._recompute(ready)
         return PruningStep(len(ready), is_reset)
 

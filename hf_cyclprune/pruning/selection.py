@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 HIGHEST_KEY = torch.iinfo(torch.int32).max
+NAN_KEY = 0x7F80_0001  # above infinity's bits, below the key of what is protected
 DIGITS = 1 << 16
 CHUNK = 1 << 18  # keys counted at a time on a CPU: few enough for a core's cache
 
@@ -21,7 +22,7 @@ Keys = Callable[[], Iterable[Tensor]]
 
 
 def order_keys(scores: Tensor, *, is_signed: bool = True) -> Tensor:
-    """Keys that order as the scores do, flat; a NaN ranks highest, -0.0 equals +0.0.
+    """Keys that order as the scores do, flat; NaNs are equal and highest, -0.0 equals +0.0.
 
     `is_signed=False` promises that no score has its sign bit set, which saves most of the work.
 
@@ -29,11 +30,11 @@ def order_keys(scores: Tensor, *, is_signed: bool = True) -> Tensor:
     [2, 1, 3, 0]
     """
     scores = scores.detach().reshape(-1).to(torch.float32)  # exact for fp32, bf16 and fp16
-    if not is_signed:
-        return scores.view(torch.int32)
+    if not is_signed:  # in place is harmless: a NaN's bits become those of another NaN
+        return scores.contiguous().view(torch.int32).clamp_max_(NAN_KEY)
     bits = (scores + 0.0).view(torch.int32)  # + 0.0 turns -0.0 into +0.0
     keys = bits ^ ((bits >> 31) & HIGHEST_KEY)  # a negative float's bits order backwards
-    return keys.masked_fill_(scores.isnan(), HIGHEST_KEY)
+    return keys.masked_fill_(scores.isnan(), NAN_KEY)
 
 
 class Cut(NamedTuple):
@@ -55,15 +56,15 @@ def find_cut(keys: Keys, num_pruned: int) -> Cut:
         keys: see `Keys`; called twice.
         num_pruned: in 0 .. number of keys - 1.
     """
-    upper = _sum(_histogram((chunk >> 16) + DIGITS // 2, DIGITS) for chunk in _chunks(keys))
+    upper = _count(keys, lambda chunk: (chunk >> 16) + DIGITS // 2, DIGITS)
     rank = torch.tensor(num_pruned, device=upper.device)
     below, high_bin = _locate(upper, rank)
     high = high_bin - DIGITS // 2
-    # Bin 0 takes the keys that differ in their upper bits; it is dropped.
-    lower = _sum(
-        _histogram((chunk & 0xFFFF).add_(1).mul_((chunk >> 16) == high), DIGITS + 1)
-        for chunk in _chunks(keys)
-    )[1:]
+
+    def lower_digits(chunk: Tensor) -> Tensor:  # 0 where the upper bits differ
+        return (chunk & 0xFFFF).add_(1).mul_((chunk >> 16) == high)
+
+    lower = _count(keys, lower_digits, DIGITS + 1)[1:]
     below, low = _locate(lower, rank := rank - below)
     return Cut((high << 16) + low, rank - below, lower[low])
 
@@ -85,13 +86,20 @@ def keep_above_(mask: Tensor, keys: Tensor, cut: Cut, num_ties_seen: Tensor | in
     if keys.is_cpu and num_ties <= num_kept:
         mask |= is_tie
     elif not keys.is_cpu or num_kept > 0:
-        mask |= is_tie & (is_tie.cumsum(0) <= num_kept)
+        mask |= is_tie & (is_tie.cumsum(0, dtype=torch.int32) <= num_kept)
     return num_ties_seen + num_ties
 
 
-def _chunks(keys: Keys) -> Iterable[Tensor]:
+def _count(keys: Keys, to_digits: Callable[[Tensor], Tensor], num_bins: int) -> Tensor:
+    """One histogram of the digits of all keys; a tensor is let go before the next is made."""
+    total: Tensor | None = None
     for tensor in keys():
-        yield from torch.split(tensor, CHUNK if tensor.is_cpu else max(tensor.numel(), 1))
+        for chunk in torch.split(tensor, CHUNK if tensor.is_cpu else max(tensor.numel(), 1)):
+            histogram = _histogram(to_digits(chunk), num_bins)
+            total = histogram if total is None else total.add_(histogram)
+        del tensor, chunk
+    assert total is not None, "targets are never empty"
+    return total
 
 
 def _locate(histogram: Tensor, rank: Tensor) -> tuple[Tensor, Tensor]:
@@ -99,14 +107,6 @@ def _locate(histogram: Tensor, rank: Tensor) -> tuple[Tensor, Tensor]:
     ends = histogram.cumsum(0)  # (num_bins): entries up to and including each bin
     bin_ = torch.searchsorted(ends, rank, right=True)
     return ends[bin_] - histogram[bin_], bin_
-
-
-def _sum(histograms: Iterable[Tensor]) -> Tensor:
-    total: Tensor | None = None
-    for histogram in histograms:
-        total = histogram if total is None else total.add_(histogram)
-    assert total is not None, "targets are never empty"
-    return total
 
 
 def _histogram(digits: Tensor, num_bins: int) -> Tensor:
@@ -123,7 +123,7 @@ def _histogram_without_wait(digits: Tensor, num_bins: int) -> Tensor:
     to 2^24 entries.
     """
     size = 1 << (num_bins - 1).bit_length()
-    return _sum(
-        torch.histc(part.float(), bins=size, min=0, max=size)[:num_bins].to(torch.int64)
-        for part in torch.split(digits, 1 << 24)
-    )
+    counts = torch.zeros(num_bins, dtype=torch.int64, device=digits.device)
+    for part in torch.split(digits, 1 << 24):
+        counts += torch.histc(part.float(), bins=size, min=0, max=size)[:num_bins].to(torch.int64)
+    return counts

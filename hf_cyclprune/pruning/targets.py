@@ -8,6 +8,7 @@ weights; embeddings, LayerNorms, biases, pooler and head have none.
 import re
 import warnings
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -62,8 +63,10 @@ def _weights(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     for prefix, module in model.named_modules():
         if not isinstance(module, nn.Linear | nn.Embedding):
             continue
-        weight = module.get_parameter("weight")
-        if id(weight) in seen or weight.dim() != 2 or not weight.is_floating_point():
+        weight = dict(module.named_parameters(recurse=False)).get("weight")
+        if weight is None or weight.dim() != 2 or not weight.is_floating_point():
+            continue  # parametrized or quantized
+        if id(weight) in seen:
             continue
         seen.add(id(weight))
         yield (f"{prefix}.weight" if prefix else "weight"), weight
@@ -110,6 +113,7 @@ def _match(
     argument: str, patterns: Sequence[str], weights: dict[str, nn.Parameter]
 ) -> dict[str, nn.Parameter]:
     """The weights whose names match; every expression must match one."""
+    check_expressions(argument, patterns)
     matched: set[str] = set()
     for pattern in patterns:
         hits = {name for name in weights if re.search(pattern, name)}
@@ -121,6 +125,30 @@ def _match(
             )
         matched |= hits
     return {name: weight for name, weight in weights.items() if name in matched}
+
+
+def check_expressions(argument: str, values: Any) -> None:
+    """Raise unless this is None or a list of regular expressions.
+
+    Raises:
+        ValueError: names the argument and the value.
+    """
+    if values is None:
+        return
+    is_list = isinstance(values, Sequence) and not isinstance(values, str)
+    if not is_list or not all(isinstance(value, str) for value in values):
+        raise ValueError(
+            f"{argument} must be a list of regular expressions; got {values!r}. "
+            f"Write {argument}=['query', 'key'], for example."
+        )
+    for value in values:
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ValueError(
+                f"{argument} must hold regular expressions; got {value!r}, where {error}. "
+                "Escape special characters with a backslash."
+            ) from error
 
 
 def check_finite(targets: dict[str, nn.Parameter]) -> None:

@@ -1,0 +1,222 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from hf_cyclprune.pruning.patterns import NM
+from hf_cyclprune.pruning.targets import find_targets
+from hf_cyclprune.reporting.cycles import CycleReport
+from hf_cyclprune.reporting.report import (
+    REPORT_NAME,
+    SparsityReport,
+    load_cycles,
+    satisfies,
+    split_name,
+)
+
+CYCLES = (
+    CycleReport(cycle=1, end_step=10, sparsity=0.5),
+    CycleReport(2, 20, 0.5, 11, 0.25, 0.125, 0.0625),
+)
+
+
+@pytest.fixture
+def sparse_bert(tiny_bert):
+    """A BERT of which each target holds another share of zeros of both signs."""
+    model = tiny_bert()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for i, weight in enumerate(find_targets(model).values()):
+            weight[torch.rand(weight.shape, generator=generator) < i / 12] = -0.0 if i % 2 else 0.0
+        model.classifier.weight.zero_()
+        model.bert.embeddings.word_embeddings.weight.zero_()
+    return model
+
+
+def test_zeros_of_the_targets_are_counted_as_numpy_counts_them(sparse_bert):
+    report = SparsityReport.measure(sparse_bert)
+    targets = {n: w.detach().numpy() for n, w in find_targets(sparse_bert).items()}
+    assert [w.name for w in report.weights] == list(targets)
+    for weight in report.weights:
+        array = targets[weight.name]
+        assert weight.num_zeros == np.count_nonzero(array == 0)
+        assert weight.num_weights == array.size
+        assert weight.shape == array.shape
+        assert weight.sparsity == weight.num_zeros / array.size
+    assert report.num_weights == sum(a.size for a in targets.values()) == 4096
+    assert report.num_zeros == sum(np.count_nonzero(a == 0) for a in targets.values())
+    assert report.sparsity == report.num_zeros / 4096
+
+
+def test_layers_and_kinds_are_means_over_their_weights(sparse_bert):
+    report = SparsityReport.measure(sparse_bert)
+    arrays = {n: w.detach().numpy().ravel() for n, w in find_targets(sparse_bert).items()}
+    for i in range(2):
+        layer = np.concatenate([a for n, a in arrays.items() if f"layer.{i}." in n])
+        assert report.by_layer()[f"layer {i}"] == pytest.approx(np.mean(layer == 0))
+    assert list(report.by_layer()) == ["layer 0", "layer 1"]
+    for kind, sparsity in report.by_kind().items():
+        both = [arrays[f"bert.encoder.layer.{i}.{kind}.weight"] for i in range(2)]
+        assert sparsity == pytest.approx(np.mean(np.concatenate(both) == 0))
+    assert len(report.by_kind()) == 6
+
+
+def test_a_nan_is_no_zero_and_a_half_model_is_counted_too(tiny_bert):
+    model = tiny_bert().to(torch.bfloat16)
+    weight = next(iter(find_targets(model).values()))
+    with torch.no_grad():
+        weight.fill_(float("nan"))
+        weight[0, :3] = 0
+    assert SparsityReport.measure(model).num_zeros == 3
+
+
+def test_frozen_weights_are_counted_without_a_warning(sparse_bert, recwarn):
+    report = SparsityReport.measure(sparse_bert)
+    sparse_bert.requires_grad_(False)
+    assert SparsityReport.measure(sparse_bert) == report
+    assert not recwarn.list
+
+
+def test_targets_and_ignore_choose_what_is_counted(sparse_bert):
+    report = SparsityReport.measure(sparse_bert, targets=["query", "pooler"], ignore=["layer.0"])
+    assert [w.kind for w in report.weights] == ["attention.self.query", "bert.pooler.dense"]
+    assert list(report.by_layer()) == ["layer 1", "none"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "satisfied"),
+    [
+        ([[1, 0, 1, 0], [0, 0, 1, 1]], {"2:4", "3:4"}),
+        ([[1, 0, 1, 1], [0, 0, 0, 0]], {"3:4"}),
+        ([[0, 0, 0, 0], [0, 0, 0, 1]], {"1:4", "2:4", "3:4", "1:2"}),
+        ([[0, 1, 1, 0], [1, 0, 0, 1]], {"2:4", "3:4", "1:2"}),
+        ([[1, 1, 1, 1], [0, 0, 0, 0]], set()),  # groups do not run across rows
+    ],
+)
+def test_nm_is_satisfied_by_at_most_n_of_every_m(rows, satisfied):
+    kept = torch.tensor(rows).bool()
+    patterns = {f"{n}:{m}": NM(n, m) for n, m in [(1, 4), (2, 4), (3, 4), (1, 2)]}
+    assert {name for name, pattern in patterns.items() if satisfies(kept, pattern)} == satisfied
+
+
+@given(st.integers(1, 4), st.integers(1, 4), st.integers(2, 5), st.data())
+@settings(deadline=None, max_examples=60)
+def test_nm_is_checked_group_by_group(rows, num_groups, m, data):
+    n = data.draw(st.integers(1, m - 1))
+    bits = st.lists(st.booleans(), min_size=m, max_size=m)
+    table = [[data.draw(bits) for _ in range(num_groups)] for _ in range(rows)]
+    expected = all(sum(group) <= n for row in table for group in row)
+    assert satisfies(torch.tensor(table).view(rows, num_groups * m), NM(n, m)) == expected
+
+
+def test_nm_is_not_satisfied_where_m_does_not_divide_the_rows():
+    assert not satisfies(torch.zeros(4, 6, dtype=torch.bool), NM(2, 4))
+
+
+def test_the_patterns_of_a_report_are_those_of_all_its_weights(tiny_bert):
+    model = tiny_bert()
+    targets = find_targets(model)
+    with torch.no_grad():
+        for weight in targets.values():
+            weight.view(-1, 4)[:, :2] = 0
+    assert SparsityReport.measure(model).patterns == ("2:4", "4:8")
+    assert SparsityReport.measure(model, patterns=["1:4"]).patterns == ()
+    wanted = ["2:4", "unstructured", "2:4", "3:4"]
+    assert SparsityReport.measure(model, patterns=wanted).patterns == ("2:4", "3:4")
+    with torch.no_grad():
+        list(targets.values())[5][0, 0] = 1.0
+    report = SparsityReport.measure(model)
+    assert report.patterns == ()
+    assert [w.patterns for w in report.weights].count(("2:4", "4:8")) == 11
+
+
+@pytest.mark.parametrize(
+    ("target", "num_zeros", "is_at_target"),
+    [
+        (None, 0, True),
+        (0.5, 2048, True),
+        (0.5, 2048 + 12, True),
+        (0.5, 2048 - 12, True),
+        (0.5, 2048 - 13, False),
+        (0.5, 2048 + 13, False),
+        (0.0, 0, True),
+    ],
+)
+def test_at_the_target_means_up_to_the_rounding_of_one_count_in_each_matrix(
+    tiny_bert, target, num_zeros, is_at_target
+):
+    model = tiny_bert()
+    with torch.no_grad():
+        for weight in find_targets(model).values():
+            count = min(num_zeros, weight.numel())
+            weight.view(-1)[:count] = 0
+            num_zeros -= count
+    report = SparsityReport.measure(model, target_sparsity=target)
+    assert report.is_at_target == is_at_target
+    assert ("not at the target" in str(report)) != is_at_target
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "kind"),
+    [
+        ("bert.encoder.layer.3.attention.self.query.weight", 3, "attention.self.query"),
+        ("encoder.layer.11.output.dense.weight", 11, "output.dense"),
+        (
+            "albert.encoder.albert_layer_groups.0.albert_layers.0.ffn.weight",
+            0,
+            "albert_layers.0.ffn",
+        ),
+        ("model.layers.2.mlp.Wi.weight", 2, "mlp.Wi"),
+        ("bert.pooler.dense.weight", None, "bert.pooler.dense"),
+        ("weight", None, "weight"),
+    ],
+)
+def test_names_are_split_at_the_blocks_index(name, layer, kind):
+    assert split_name(name) == (layer, kind)
+
+
+def test_a_report_is_saved_as_json_and_its_cycles_are_read_again(sparse_bert, tmp_path):
+    report = SparsityReport.measure(sparse_bert, cycles=CYCLES, target_sparsity=0.5)
+    path = report.save(tmp_path)
+    assert path == tmp_path / REPORT_NAME
+    values = json.loads(path.read_text())
+    assert values["num_zeros"] == report.num_zeros
+    assert values["sparsity"] == report.sparsity
+    assert values["target_sparsity"] == 0.5
+    assert values["is_at_target"] == report.is_at_target
+    assert len(values["weights"]) == 12
+    assert values["weights"][0]["shape"] == [16, 16]
+    assert load_cycles(tmp_path) == CYCLES
+
+
+def test_a_folder_without_a_report_has_no_cycles(tmp_path):
+    assert load_cycles(tmp_path) == ()
+
+
+def test_a_report_is_a_table_for_people():
+    layer = nn.TransformerEncoderLayer(4, 1, 4, batch_first=True)
+    model = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
+    with torch.no_grad():
+        for weight in find_targets(model).values():
+            weight.fill_(1.0)
+            weight[:, 0] = 0
+    assert str(SparsityReport.measure(model, patterns=["3:4"], cycles=CYCLES)).splitlines() == [
+        "sparsity 25.0000%: 12 zeros in 48 target weights of 3 matrices",
+        "n:m satisfied by all: 3:4",
+        "",
+        "layer    sparsity",
+        "layer 0    25.00%",
+        "",
+        "matrix              sparsity",
+        "self_attn.out_proj    25.00%",
+        "linear1               25.00%",
+        "linear2               25.00%",
+        "",
+        "cycle  end step  sparsity  recovered at edge  .. at end  mask change",
+        "    1        10    50.00%                  -          -            -",
+        "    2        20    50.00%             25.00%     12.50%        6.25%",
+    ]
