@@ -1,18 +1,23 @@
 """Every choice of a user in one flat dataclass; also the command-line flags and the JSON file."""
 
 import dataclasses
-import difflib
 import json
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hf_cyclprune.pruning.checks import (
+    check_count,
+    check_expressions,
+    check_flag,
+    check_integer,
+    check_known,
+    check_sparsity,
+)
 from hf_cyclprune.pruning.criteria import CRITERIA, Criterion
 from hf_cyclprune.pruning.patterns import NM, Pattern, parse_pattern
-from hf_cyclprune.pruning.schedules import ENVELOPES, RAMPS, Schedule
-from hf_cyclprune.pruning.targets import check_expressions
+from hf_cyclprune.pruning.schedules import RAMPS, Schedule
 
 CONFIG_NAME = "pruning_config.json"
 
@@ -86,21 +91,15 @@ class PruningConfig:
 
     def validate(self) -> None:
         """Check every field; called again when training starts."""
-        pattern = parse_pattern(self.pattern, self.scope)
-        _check_sparsity(self.sparsity, pattern)
-        for name in ("reset_ratio", "ramp_ratio", "dip_ratio"):
-            _check_fraction(name, getattr(self, name))
-        _check_count("num_cycles", self.num_cycles)
-        if self.interval_steps is not None:
-            _check_count("interval_steps", self.interval_steps)
-        _check_known("criterion", self.criterion, CRITERIA)
-        _check_known("ramp", self.ramp, RAMPS)
-        _check_known("envelope", self.envelope, ENVELOPES)
+        _check_agreement(self.sparsity, parse_pattern(self.pattern, self.scope))
+        check_count("num_cycles", self.num_cycles)
+        self.build_schedule(total_steps=self.num_cycles)  # checks the rest of its fields
+        check_known("criterion", self.criterion, CRITERIA)
         check_expressions("targets", self.targets)
         check_expressions("ignore", self.ignore)
         for name in ("lr_restarts", "eval_cycle_ends", "save_cycle_ends", "fix_loss_scaling"):
-            _check_flag(name, getattr(self, name))
-        _check_integer("pruning_seed", self.pruning_seed)
+            check_flag(name, getattr(self, name))
+        check_integer("pruning_seed", self.pruning_seed)
 
     @property
     def target_sparsity(self) -> float:
@@ -153,13 +152,14 @@ def config_from_dict(values: dict[str, Any]) -> PruningConfig:
         ValueError: an unknown option, or a value out of its range.
     """
     for name in values:
-        _check_known("pruning option", name, field_names())
+        check_known("pruning option", name, field_names())
     return PruningConfig(**values)
 
 
 def save_config(config: PruningConfig, folder: str | Path) -> Path:
     """Write pruning_config.json into `folder`."""
     path = Path(folder) / CONFIG_NAME
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(config_to_dict(config), indent=2) + "\n", encoding="utf-8")
     return path
 
@@ -183,7 +183,8 @@ def load_config(folder: str | Path) -> PruningConfig:
     return config_from_dict(values)
 
 
-def _check_sparsity(sparsity: float | None, pattern: Pattern) -> None:
+def _check_agreement(sparsity: float | None, pattern: Pattern) -> None:
+    """Sparsity and pattern say the same, and one of them says something."""
     if sparsity is None:
         if not isinstance(pattern, NM):
             raise ValueError(
@@ -191,49 +192,9 @@ def _check_sparsity(sparsity: float | None, pattern: Pattern) -> None:
                 "Pass a fraction, for example 0.9, or an n:m pattern such as '2:4'."
             )
         return
-    if not _is_number(sparsity) or not 0 <= sparsity < 1:
-        hint = "Pass for example 0.9."
-        if _is_number(sparsity) and 1 < sparsity < 100:
-            hint = f"Write {sparsity / 100:g} for {sparsity:g} %."
-        raise ValueError(f"sparsity must be a fraction in [0, 1); got {sparsity!r}. {hint}")
+    check_sparsity(sparsity)
     if isinstance(pattern, NM) and not math.isclose(sparsity, pattern.sparsity, abs_tol=0.005):
         raise ValueError(
             f"sparsity must be {pattern.sparsity:.4g} with pattern '{pattern}', or be left out; "
             f"got {sparsity!r}. Drop one of the two."
         )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _check_fraction(name: str, value: Any) -> None:
-    if not _is_number(value) or not 0 <= value <= 1:
-        raise ValueError(f"{name} must be in [0, 1]; got {value!r}. Pass a fraction such as 0.5.")
-
-
-def _check_count(name: str, value: Any) -> None:
-    if not _is_integer(value) or value < 1:
-        raise ValueError(f"{name} must be an integer of at least 1; got {value!r}. Pass one.")
-
-
-def _check_integer(name: str, value: Any) -> None:
-    if not _is_integer(value):
-        raise ValueError(f"{name} must be an integer; got {value!r}. Pass for example 0.")
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _check_flag(name: str, value: Any) -> None:
-    if not isinstance(value, bool):
-        raise ValueError(f"{name} must be True or False; got {value!r}. Pass one of the two.")
-
-
-def _check_known(name: str, value: Any, known: Iterable[str]) -> None:
-    if isinstance(value, str) and value in known:
-        return
-    near = difflib.get_close_matches(str(value), known, n=1)
-    hint = f"Did you mean '{near[0]}'?" if near else "Choose one of them."
-    raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}. {hint}")

@@ -105,18 +105,17 @@ def load_state(folder: str | Path) -> PruningState | None:
             facts = json.loads((file.metadata() or {})["pruning"])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         version = facts.pop("format_version")
+        if version == FORMAT_VERSION:
+            masks, reference = _named("mask.", tensors), _named("reference.", tensors)
+            return PruningState(masks=masks, reference=reference, **facts)
     except (SafetensorError, KeyError, AttributeError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(
             f"{STATE_NAME} must be a pruning state; {path} cannot be read ({error}). "
             "Resume from another checkpoint."
         ) from error
-    if version != FORMAT_VERSION:
-        raise ValueError(
-            f"{STATE_NAME} must have format version {FORMAT_VERSION}; got {version} in {path}. "
-            "Resume with the version of hf_cyclprune that wrote it."
-        )
-    return PruningState(
-        masks=_named("mask.", tensors), reference=_named("reference.", tensors), **facts
+    raise ValueError(
+        f"{STATE_NAME} must have format version {FORMAT_VERSION}; got {version} in {path}. "
+        "Resume with the version of hf_cyclprune that wrote it."
     )
 
 

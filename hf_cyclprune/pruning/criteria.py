@@ -94,6 +94,7 @@ class Taylor(Criterion):
 class Random(Criterion):
     """Uniform in [0, 1), drawn anew in each cycle: the baseline that knows nothing.
 
+    So after an edge, where kept weights stay, the next pruning step ranks all of them anew.
     Depends on the seed, the weight's name and the cycle only: not on the device or the rank.
     """
 

@@ -20,6 +20,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
+from hf_cyclprune.pruning.checks import (
+    check_count,
+    check_fraction,
+    check_known,
+    check_sparsity,
+)
+
 RAMPS: dict[str, Callable[[float], float]] = {}
 """Shapes of a climb, [0, 1] -> [0, 1], each with r(1) = 1 exactly."""
 
@@ -101,6 +108,9 @@ class Schedule:
         dip_ratio: in [0, 1], rising only; a dip's share of its cycle.
         interval_steps: optimizer steps between two pruning steps of a climb (the paper's Delta t);
             None chooses clamp(round(L' / 40), 1, 100).
+
+    Raises:
+        ValueError: a value out of its range.
     """
 
     sparsity: float
@@ -114,6 +124,14 @@ class Schedule:
     interval_steps: int | None = None
 
     def __post_init__(self) -> None:
+        check_sparsity(self.sparsity)
+        check_count("num_cycles", self.num_cycles)
+        for name in ("reset_ratio", "ramp_ratio", "dip_ratio"):
+            check_fraction(name, getattr(self, name))
+        if self.interval_steps is not None:
+            check_count("interval_steps", self.interval_steps)
+        check_known("ramp", self.ramp, RAMPS)
+        check_known("envelope", self.envelope, ENVELOPES)
         if self.num_cycles > self.total_steps:
             raise ValueError(
                 f"num_cycles must not exceed the number of optimizer steps ({self.total_steps}); "

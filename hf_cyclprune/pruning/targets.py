@@ -8,10 +8,11 @@ weights; embeddings, LayerNorms, biases, pooler and head have none.
 import re
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import nn
+
+from hf_cyclprune.pruning.checks import check_expressions
 
 
 def find_targets(
@@ -125,30 +126,6 @@ def _match(
             )
         matched |= hits
     return {name: weight for name, weight in weights.items() if name in matched}
-
-
-def check_expressions(argument: str, values: Any) -> None:
-    """Raise unless this is None or a list of regular expressions.
-
-    Raises:
-        ValueError: names the argument and the value.
-    """
-    if values is None:
-        return
-    is_list = isinstance(values, Sequence) and not isinstance(values, str)
-    if not is_list or not all(isinstance(value, str) for value in values):
-        raise ValueError(
-            f"{argument} must be a list of regular expressions; got {values!r}. "
-            f"Write {argument}=['query', 'key'], for example."
-        )
-    for value in values:
-        try:
-            re.compile(value)
-        except re.error as error:
-            raise ValueError(
-                f"{argument} must hold regular expressions; got {value!r}, where {error}. "
-                "Escape special characters with a backslash."
-            ) from error
 
 
 def check_finite(targets: dict[str, nn.Parameter]) -> None:

@@ -131,6 +131,7 @@ class SparsityReport:
     def save(self, folder: str | Path) -> Path:
         """Write sparsity_report.json into `folder`."""
         path = Path(folder) / REPORT_NAME
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
         return path
 
