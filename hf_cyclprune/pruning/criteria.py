@@ -6,6 +6,7 @@ To add one, write a small dataclass with a `score` method and register it:
     @dataclass
     class Magnitude(Criterion):
         is_signed = False
+        is_elementwise = True
 
         def score(self, name, weight):
             return weight.abs()
@@ -43,6 +44,8 @@ class Criterion:
 
     is_signed = True
     """Whether a score may have its sign bit set; False makes the selection faster."""
+    is_elementwise = False
+    """Whether `score` may be given a few rows of a weight at a time; True saves memory and time."""
     needs_gradient = False
     """Whether `score` reads `weight.grad`."""
 
@@ -60,6 +63,7 @@ class Magnitude(Criterion):
     """|w| (Han et al. 2015, https://arxiv.org/abs/1506.02626)."""
 
     is_signed = False
+    is_elementwise = True
 
     def score(self, name: str, weight: Tensor) -> Tensor:
         return weight.abs()
@@ -71,6 +75,7 @@ class Gradient(Criterion):
     """|g|, the gradient that the last optimizer step was taken with."""
 
     is_signed = False
+    is_elementwise = True
     needs_gradient = True
 
     def score(self, name: str, weight: Tensor) -> Tensor:
@@ -83,6 +88,7 @@ class Taylor(Criterion):
     """|w g|, the first-order change of the loss when w is removed (https://arxiv.org/abs/1611.06440)."""
 
     is_signed = False
+    is_elementwise = True
     needs_gradient = True
 
     def score(self, name: str, weight: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 from hf_cyclprune.pruning.criteria import Criterion
 from hf_cyclprune.pruning.patterns import Pattern
 from hf_cyclprune.pruning.schedules import Schedule
-from hf_cyclprune.pruning.selection import HIGHEST_KEY, find_cut, keep_above_, order_keys
+from hf_cyclprune.pruning.selection import CHUNK, HIGHEST_KEY, find_cut, keep_above_, order_keys
 
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -162,24 +162,39 @@ class Pruner:
     def _recompute_group(self, group: int, num_pruned: int) -> None:
         is_reset = num_pruned < self.num_pruned[group]
         names = self.groups[group]
-        if len(names) == 1:  # small enough to keep its keys
-            keys = [self._key(names[0], is_reset)]
-            cut = find_cut(lambda: keys, num_pruned)
-            keep_above_(self.masks[names[0]].view(-1), keys[0], cut)
-            return
-        cut = find_cut(lambda: (self._key(name, is_reset) for name in names), num_pruned)
-        num_ties_seen: Tensor | int = 0
-        for name in names:
-            mask = self.masks[name].view(-1)
-            num_ties_seen = keep_above_(mask, self._key(name, is_reset), cut, num_ties_seen)
+        blocks = [(name, rows) for name in names for rows in self._blocks(name)]
 
-    def _key(self, name: str, is_reset: bool) -> Tensor:
-        """The flat keys of one target, highest where nothing may be pruned."""
-        scores = self.criterion.score(name, self.targets[name])
+        def keys() -> Iterable[Tensor]:
+            return (self._keys(name, rows, is_reset) for name, rows in blocks)
+
+        if len(names) == 1:  # small enough to keep
+            kept_keys = list(keys())
+            keys = lambda: kept_keys  # noqa: E731
+        cut = find_cut(keys, num_pruned)
+        num_ties_seen: Tensor | int = 0
+        for (name, rows), block_keys in zip(blocks, keys(), strict=True):
+            mask = self.masks[name][rows].view(-1)
+            num_ties_seen = keep_above_(mask, block_keys, cut, num_ties_seen)
+
+    def _blocks(self, name: str) -> list[slice]:
+        """The rows of a target that are scored at a time: on a CPU, what a core's cache holds."""
+        weight = self.targets[name]
+        if not (weight.is_cpu and self.criterion.is_elementwise):
+            return [slice(None)]
+        num_rows = max(1, CHUNK // max(1, weight[0].numel()))
+        return [slice(i, i + num_rows) for i in range(0, len(weight), num_rows)]
+
+    def _keys(self, name: str, rows: slice, is_reset: bool) -> Tensor:
+        """The flat keys of some rows of a target, highest where nothing may be pruned."""
+        weight = self.targets[name]
+        block = weight.detach()[rows]
+        if self.criterion.needs_gradient and weight.grad is not None:
+            block.grad = weight.grad[rows]
+        scores = self.criterion.score(name, block)
         keys = order_keys(scores, is_signed=self.criterion.is_signed)
         if is_reset:
-            keys = keys.masked_fill(self.masks[name].view(-1), HIGHEST_KEY)
-        return self.pattern.protect(keys, self.shapes[name])
+            keys = keys.masked_fill(self.masks[name][rows].view(-1), HIGHEST_KEY)
+        return self.pattern.protect(keys, block.shape)
 
     def _size(self, group: int) -> int:
         return sum(self.targets[name].numel() for name in self.groups[group])

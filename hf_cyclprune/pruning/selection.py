@@ -59,14 +59,14 @@ def find_cut(keys: Keys, num_pruned: int) -> Cut:
     upper = _count(keys, lambda chunk: (chunk >> 16) + DIGITS // 2, DIGITS)
     rank = torch.tensor(num_pruned, device=upper.device)
     below, high_bin = _locate(upper, rank)
-    high = high_bin - DIGITS // 2
+    high = (high_bin - DIGITS // 2).to(torch.int32)
 
-    def lower_digits(chunk: Tensor) -> Tensor:  # 0 where the upper bits differ
+    def lower_digits(chunk: Tensor) -> Tensor:  # 0 where the upper bits differ: one bin for all
         return (chunk & 0xFFFF).add_(1).mul_((chunk >> 16) == high)
 
     lower = _count(keys, lower_digits, DIGITS + 1)[1:]
     below, low = _locate(lower, rank := rank - below)
-    return Cut((high << 16) + low, rank - below, lower[low])
+    return Cut((high.to(torch.int64) << 16) + low, rank - below, lower[low])
 
 
 def keep_above_(mask: Tensor, keys: Tensor, cut: Cut, num_ties_seen: Tensor | int = 0) -> Tensor:
