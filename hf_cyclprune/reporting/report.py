@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -99,22 +99,19 @@ class SparsityReport:
         common = set.intersection(*(set(weight.patterns) for weight in self.weights))
         return tuple(p for p in self.weights[0].patterns if p in common)
 
-    def by_layer(self) -> dict[str, float]:
-        """Sparsity of each block."""
+    def by_layer(self) -> dict[str, "SparsityReport"]:
+        """The weights of each block."""
         return self._grouped(lambda w: "none" if w.layer is None else f"layer {w.layer}")
 
-    def by_kind(self) -> dict[str, float]:
-        """Sparsity of each kind of matrix."""
+    def by_kind(self) -> dict[str, "SparsityReport"]:
+        """The weights of each kind of matrix."""
         return self._grouped(lambda w: w.kind)
 
-    def _grouped(self, key: Any) -> dict[str, float]:
+    def _grouped(self, key: Callable[[WeightReport], str]) -> dict[str, "SparsityReport"]:
         groups: dict[str, list[WeightReport]] = {}
         for weight in self.weights:
             groups.setdefault(key(weight), []).append(weight)
-        return {
-            name: sum(w.num_zeros for w in group) / sum(w.num_weights for w in group)
-            for name, group in groups.items()
-        }
+        return {name: SparsityReport(tuple(weights)) for name, weights in groups.items()}
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -187,10 +184,11 @@ def split_name(name: str) -> tuple[int | None, str]:
     return (int(match[1]), match[2]) if match else (None, name.removesuffix(".weight"))
 
 
-def _table(title: str, rows: dict[str, float]) -> list[str]:
-    width = max(len(title), *map(len, rows))
-    return ["", f"{title:<{width}}  sparsity"] + [
-        f"{name:<{width}}  {value:8.2%}" for name, value in rows.items()
+def _table(title: str, groups: dict[str, SparsityReport]) -> list[str]:
+    width = max(len(title), *map(len, groups))
+    return ["", f"{title:<{width}}  sparsity  n:m"] + [
+        f"{name:<{width}}  {group.sparsity:8.2%}  {', '.join(group.patterns) or '-'}"
+        for name, group in groups.items()
     ]
 
 

@@ -57,11 +57,11 @@ def test_layers_and_kinds_are_means_over_their_weights(sparse_bert):
     arrays = {n: w.detach().numpy().ravel() for n, w in find_targets(sparse_bert).items()}
     for i in range(2):
         layer = np.concatenate([a for n, a in arrays.items() if f"layer.{i}." in n])
-        assert report.by_layer()[f"layer {i}"] == pytest.approx(np.mean(layer == 0))
+        assert report.by_layer()[f"layer {i}"].sparsity == pytest.approx(np.mean(layer == 0))
     assert list(report.by_layer()) == ["layer 0", "layer 1"]
-    for kind, sparsity in report.by_kind().items():
+    for kind, group in report.by_kind().items():
         both = [arrays[f"bert.encoder.layer.{i}.{kind}.weight"] for i in range(2)]
-        assert sparsity == pytest.approx(np.mean(np.concatenate(both) == 0))
+        assert group.sparsity == pytest.approx(np.mean(np.concatenate(both) == 0))
     assert len(report.by_kind()) == 6
 
 

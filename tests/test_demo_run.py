@@ -1,0 +1,35 @@
+import pytest
+
+pytest.importorskip("datasets", reason="the extra demo is not installed")
+
+from hf_cyclprune.cli import main, report_folder
+from hf_cyclprune.demo import run
+from hf_cyclprune.demo.model import find_model
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch):
+    try:
+        find_model()
+    except ValueError as error:
+        pytest.skip(str(error))
+    monkeypatch.setattr(run, "NUM_TRAIN", 64)
+    monkeypatch.setattr(run, "NUM_VALIDATION", 40)
+
+
+def test_the_demo_prunes_saves_and_reloads_the_real_model(tmp_path, capsys):
+    dense, pruned, reloaded = run.run_demo(str(tmp_path / "kept"), num_steps=4)
+    assert dense.sparsity == 0
+    assert pruned.sparsity == pytest.approx(0.8, abs=1e-6)
+    assert (reloaded.accuracy, reloaded.sparsity) == (pruned.accuracy, pruned.sparsity)
+    assert report_folder(tmp_path / "kept").num_zeros == 8_493_468
+    printed = capsys.readouterr().out
+    assert printed.count("80.0000%") == 3
+    assert "recovered at edge" in printed
+
+
+def test_the_demo_does_not_write_over_files(tmp_path, capsys):
+    (tmp_path / "mine.txt").write_text("mine")
+    assert main(["demo", "--output_dir", str(tmp_path)]) == 1
+    assert "output_dir must be new or empty" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
