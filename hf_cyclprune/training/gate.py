@@ -91,22 +91,25 @@ class StopGate(TrainerCallback):
     on_evaluate = on_log = on_save = _on_later_event
 
     def _defer(self, state: TrainerState, control: TrainerControl) -> TrainerControl:
+        if not control.should_training_stop or self._is_allowed(state):
+            return control
+        if not self._is_stop_wanted:
+            logger.warning(
+                f"A stop was asked for at optimizer step {state.global_step}, below the target "
+                "sparsity. Training goes on to the end of the cycle."
+            )
+        self._is_stop_wanted = True
+        control.should_training_stop = False
+        return control
+
+    def _is_allowed(self, state: TrainerState) -> bool:
         pruner = self._pruner()
-        is_allowed = (
+        return (
             pruner is None
             or pruner.is_at_target
             or state.global_step >= state.max_steps
             or any(_is_preempted(callback) for callback in self._callbacks())
         )
-        if control.should_training_stop and not is_allowed:
-            if not self._is_stop_wanted:
-                logger.warning(
-                    f"A stop was asked for at optimizer step {state.global_step}, below the target "
-                    "sparsity. Training goes on to the end of the cycle."
-                )
-            self._is_stop_wanted = True
-            control.should_training_stop = False
-        return control
 
 
 def _is_preempted(callback: TrainerCallback) -> bool:
