@@ -1,0 +1,76 @@
+"""GLUE's metrics as an `evaluate.Metric` that needs no network and no script from elsewhere.
+
+The keys are those of evaluate's own "glue" metric. Where a correlation is not defined, because the
+predictions are constant, it is 0.0: a NaN would break the choice of a best model and every JSON
+reader.
+"""
+
+import math
+import warnings
+from typing import Any
+
+import datasets
+import evaluate
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import f1_score, matthews_corrcoef
+
+from hf_cyclprune.glue.tasks import TASKS, GlueTask
+
+
+def score(task: GlueTask, predictions: ArrayLike, references: ArrayLike) -> dict[str, float]:
+    """The task's metrics, and "combined_score", their mean, where there are several.
+
+    Args:
+        task: one of `TASKS`.
+        predictions: label ids, or scores for a regression.  # (N,)
+        references: the same, true.  # (N,)
+
+    >>> score(TASKS["mrpc"], [1, 1, 0, 1], [1, 0, 0, 1])
+    {'accuracy': 0.75, 'f1': 0.8, 'combined_score': 0.775}
+    """
+    p, r = np.asarray(predictions).reshape(-1), np.asarray(references).reshape(-1)
+    values = {name: _finite(_METRICS[name](p, r)) for name in task.metrics}
+    if len(values) > 1:
+        values["combined_score"] = float(np.mean(list(values.values())))
+    return values
+
+
+class GlueMetric(evaluate.Metric):  # type: ignore[misc]
+    """`GlueMetric("mrpc").compute(predictions=.., references=..)`, offline."""
+
+    def __init__(self, task_name: str, **kwargs: Any) -> None:
+        super().__init__(config_name=task_name, **kwargs)
+
+    def _info(self) -> evaluate.MetricInfo:
+        is_regression = TASKS[self.config_name].is_regression
+        value = datasets.Value("float32" if is_regression else "int64")
+        return evaluate.MetricInfo(
+            description="The metrics of one GLUE task.",
+            citation="Wang et al. 2019, https://arxiv.org/abs/1804.07461",
+            features=datasets.Features({"predictions": value, "references": value}),
+            format="numpy",
+        )
+
+    def _compute(self, predictions: ArrayLike, references: ArrayLike) -> dict[str, float]:
+        return score(TASKS[self.config_name], predictions, references)
+
+
+def _finite(value: float) -> float:
+    return float(value) if math.isfinite(value) else 0.0
+
+
+def _correlation(function: Any, predictions: NDArray[Any], references: NDArray[Any]) -> float:
+    with warnings.catch_warnings():  # constant input: undefined, and said so above
+        warnings.simplefilter("ignore")
+        return float(function(predictions, references)[0])
+
+
+_METRICS = {
+    "accuracy": lambda p, r: float((p == r).mean()),
+    "f1": lambda p, r: float(f1_score(r, p, zero_division=0)),
+    "matthews_correlation": lambda p, r: float(matthews_corrcoef(r, p)),
+    "pearson": lambda p, r: _correlation(pearsonr, p, r),
+    "spearmanr": lambda p, r: _correlation(spearmanr, p, r),
+}
