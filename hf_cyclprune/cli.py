@@ -10,7 +10,8 @@ import transformers
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from hf_cyclprune.config import CONFIG_NAME, load_config
-from hf_cyclprune.reporting.report import CHECKED_PATTERNS, SparsityReport, load_cycles
+from hf_cyclprune.pruning.targets import exact_expressions
+from hf_cyclprune.reporting.report import CHECKED_PATTERNS, SparsityReport, load_run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,12 +66,12 @@ def report_folder(folder: str | Path) -> SparsityReport:
             "Pass the output_dir of a run, or one of its checkpoints."
         )
     config = load_config(folder) if (folder / CONFIG_NAME).is_file() else None
+    names, cycles = load_run(folder)
     return SparsityReport.measure(
         _load_model(folder),
-        targets=config.targets if config else None,
-        ignore=config.ignore if config else None,
+        targets=exact_expressions(names) if names else None,
         patterns=[*CHECKED_PATTERNS, config.pattern] if config else CHECKED_PATTERNS,
-        cycles=load_cycles(folder),
+        cycles=cycles,
         target_sparsity=config.target_sparsity if config else None,
     )
 

@@ -110,6 +110,11 @@ class PruningConfig:
         assert self.sparsity is not None, "validated"
         return self.sparsity
 
+    @property
+    def restarts_lr(self) -> bool:
+        """Whether the learning rate runs its schedule more than once."""
+        return self.lr_restarts and self.num_cycles > 1
+
     def build_schedule(self, total_steps: int) -> Schedule:
         """The schedule of a run of `total_steps` optimizer steps.
 

@@ -4,7 +4,7 @@ from torch import nn
 
 from hf_cyclprune.config import PruningConfig
 from hf_cyclprune.pruning.pruner import Pruner
-from hf_cyclprune.pruning.targets import check_finite, find_targets
+from hf_cyclprune.pruning.targets import check_finite, exact_expressions, find_targets
 from hf_cyclprune.reporting.report import CHECKED_PATTERNS, SparsityReport
 
 
@@ -23,8 +23,7 @@ def prune_(model: nn.Module, config: PruningConfig) -> SparsityReport:
     pruner.prune_to(config.target_sparsity)
     return SparsityReport.measure(
         model,
-        targets=config.targets,
-        ignore=config.ignore,
+        targets=exact_expressions(targets),
         patterns=[*CHECKED_PATTERNS, config.pattern],
         target_sparsity=config.target_sparsity,
     )

@@ -7,7 +7,7 @@ weights; embeddings, LayerNorms, biases, pooler and head have none.
 
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import nn
@@ -126,6 +126,11 @@ def _match(
             )
         matched |= hits
     return {name: weight for name, weight in weights.items() if name in matched}
+
+
+def exact_expressions(names: Iterable[str]) -> list[str]:
+    """Regular expressions, for `targets`, that match these names and nothing else."""
+    return [f"^{re.escape(name)}$" for name in names]
 
 
 def check_finite(targets: dict[str, nn.Parameter]) -> None:

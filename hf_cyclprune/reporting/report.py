@@ -144,13 +144,14 @@ class SparsityReport:
         return "\n".join(lines + _cycle_table(self.cycles))
 
 
-def load_cycles(folder: str | Path) -> tuple[CycleReport, ...]:
-    """The cycles in a folder's sparsity_report.json; none if there is no such file."""
+def load_run(folder: str | Path) -> tuple[list[str] | None, tuple[CycleReport, ...]]:
+    """Target names and cycles in a folder's sparsity_report.json; (None, ()) without the file."""
     path = Path(folder) / REPORT_NAME
     if not path.is_file():
-        return ()
+        return None, ()
     values = json.loads(path.read_text(encoding="utf-8"))
-    return tuple(CycleReport(**cycle) for cycle in values.get("cycles", []))
+    names = [weight["name"] for weight in values["weights"]]
+    return names, tuple(CycleReport(**cycle) for cycle in values["cycles"])
 
 
 def _measure(name: str, weight: Tensor, patterns: Sequence[NM]) -> WeightReport:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from transformers import TrainingArguments
 
 from hf_cyclprune.config import PruningConfig, config_from_dict, config_to_dict
+from hf_cyclprune.training.lr import check_restartable, check_warmup
 
 
 @dataclass
@@ -18,8 +19,19 @@ class PruningArguments(PruningConfig, TrainingArguments):
     """
 
     def __post_init__(self) -> None:
-        self.pruning_config()
+        config = self.pruning_config()
         TrainingArguments.__post_init__(self)  # type: ignore[no-untyped-call]
+        if config is not None:
+            self._check_together(config)
+
+    def _check_together(self, config: PruningConfig) -> None:
+        """What can be known of schedule and learning rate before a model is loaded."""
+        if config.restarts_lr:
+            check_restartable(self.lr_scheduler_type)
+        if self.max_steps > 0:
+            schedule = config.build_schedule(self.max_steps)
+            if config.restarts_lr:
+                check_warmup(self.get_warmup_steps(schedule.cycle_length(0)), schedule)
 
     @property
     def is_pruning(self) -> bool:

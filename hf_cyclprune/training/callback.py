@@ -1,6 +1,5 @@
 """WHEN to prune: the Trainer's events, and nothing of the method."""
 
-import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,12 +16,18 @@ from transformers import (
 from hf_cyclprune.checkpoints.masks import load_state, save_state
 from hf_cyclprune.config import PruningConfig, config_to_dict
 from hf_cyclprune.pruning.pruner import Pruner
-from hf_cyclprune.pruning.targets import check_finite, find_targets
+from hf_cyclprune.pruning.targets import check_finite, exact_expressions, find_targets
 from hf_cyclprune.reporting.cycles import CycleHistory
 from hf_cyclprune.reporting.report import CHECKED_PATTERNS, SparsityReport
 from hf_cyclprune.training.arguments import PruningArguments
 from hf_cyclprune.training.lr import restarts
-from hf_cyclprune.training.resume import capture_state, masks_from_zeros, restore_state
+from hf_cyclprune.training.resume import (
+    capture_state,
+    is_at_target,
+    masks_from_zeros,
+    restore_state,
+    warn_of_changes,
+)
 
 
 class PruningCallback(TrainerCallback):
@@ -37,7 +42,7 @@ class PruningCallback(TrainerCallback):
         config: what to prune; None reads it from the Trainer's `PruningArguments`.
 
     Raises:
-        ValueError: at the start of training; no config or two, `load_best_model_at_end`, a model
+        ValueError: no config or two, `load_best_model_at_end`; at the start of training, a model
             that has no blocks or holds NaN, more cycles than steps.
     """
 
@@ -76,6 +81,11 @@ class PruningCallback(TrainerCallback):
 
     def _check_args(self, args: TrainingArguments) -> PruningConfig | None:
         config = self.active_config(args)
+        if config is None and not isinstance(args, PruningArguments):
+            raise ValueError(
+                "PruningCallback must have a config; got none, and plain TrainingArguments. Pass "
+                "PruningCallback(PruningConfig(sparsity=0.9)), or use PruningArguments."
+            )
         if config is not None and args.load_best_model_at_end and not self.has_pruning_trainer:
             raise ValueError(
                 "load_best_model_at_end must be off with PruningCallback in another Trainer; got "
@@ -98,7 +108,7 @@ class PruningCallback(TrainerCallback):
         self._warn_without_restarts(config, kwargs.get("lr_scheduler"))
         self._last_step = state.global_step
         if state.global_step > 0:
-            self._resume(state.global_step, config)
+            self._resume(state, config)
         self.pruner.apply_masks_()
 
     def _warn_without_restarts(self, config: PruningConfig, lr_scheduler: Any) -> None:
@@ -112,13 +122,27 @@ class PruningCallback(TrainerCallback):
                 stacklevel=2,
             )
 
-    def _resume(self, step: int, config: PruningConfig) -> None:
+    def _resume(self, state: TrainerState, config: PruningConfig) -> None:
         assert self.pruner is not None
         saved = load_state(self.resume_folder) if self.resume_folder is not None else None
         if saved is None:
-            masks_from_zeros(self.pruner, step)
+            masks_from_zeros(self.pruner, state.global_step)
         else:
-            self.history = restore_state(self.pruner, saved, config_to_dict(config))
+            self.history = restore_state(self.pruner, saved)
+            if warn_of_changes(saved, config_to_dict(config), self.pruner.schedule.total_steps):
+                # The new schedule may have no pruning step left: prune after the next step.
+                self.pruner.pending = set(range(len(self.pruner.groups)))
+        self._forget_best_off_target(state)
+
+    def _forget_best_off_target(self, state: TrainerState) -> None:
+        """A best model of other settings, or of another Trainer, may be below this target."""
+        if state.best_metric is None:
+            return
+        assert self.pruner is not None
+        folder = state.best_model_checkpoint
+        saved = load_state(folder) if folder is not None else None
+        if saved is None or not is_at_target(self.pruner, saved):
+            state.best_metric = state.best_global_step = state.best_model_checkpoint = None
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -141,7 +165,9 @@ class PruningCallback(TrainerCallback):
         if self._active is not None and self.pruner is not None:
             is_end = self.pruner.schedule.is_cycle_end(state.global_step)
             control.should_evaluate |= is_end and self._active.eval_cycle_ends
-            control.should_save |= is_end and self._active.save_cycle_ends
+            # What counts for the best model must be on disk to be loaded.
+            is_candidate = self._active.eval_cycle_ends and args.load_best_model_at_end
+            control.should_save |= is_end and (self._active.save_cycle_ends or is_candidate)
         return control
 
     def on_train_end(
@@ -151,7 +177,11 @@ class PruningCallback(TrainerCallback):
             return
         if args.load_best_model_at_end and state.best_model_checkpoint is not None:
             self._take_masks_of(Path(state.best_model_checkpoint))
-        if not self.pruner.is_at_target:
+        self.warn_if_off_target(state)
+
+    def warn_if_off_target(self, state: TrainerState) -> None:
+        """Say so if the run has ended where the model is not at its target sparsity."""
+        if self.pruner is not None and not self.pruner.is_at_target:
             target = self.pruner.schedule.sparsity
             warnings.warn(
                 f"Training ended after optimizer step {state.global_step} of {state.max_steps} at "
@@ -164,7 +194,7 @@ class PruningCallback(TrainerCallback):
         """The masks that belong to the weights which the Trainer has just loaded from `folder`."""
         saved = load_state(folder)
         if saved is not None and self.pruner is not None:
-            restore_state(self.pruner, saved, saved.config)
+            self.history = restore_state(self.pruner, saved)
 
     def save_state(self, folder: str | Path) -> None:
         """Write masks, pending resets and cycles beside a checkpoint."""
@@ -179,7 +209,7 @@ class PruningCallback(TrainerCallback):
             return None
         return SparsityReport.measure(
             model,
-            targets=[f"^{re.escape(name)}$" for name in self.pruner.targets],
+            targets=exact_expressions(self.pruner.targets),
             patterns=[*CHECKED_PATTERNS, config.pattern],
             cycles=self.history.cycles,
             target_sparsity=config.target_sparsity,

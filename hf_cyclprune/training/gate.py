@@ -41,27 +41,23 @@ class StopGate(TrainerCallback):
 
     Must be the last callback, so that it sees what the others ask for. Lets pass: the last step of
     the run, an epoch without a single step (the data is exhausted), and a preemption for which
-    transformers has just saved a checkpoint.
+    transformers has just saved a checkpoint. A checkpoint does not remember a deferred stop.
 
     Args:
         pruner: the pruner in force, or None.
-        callbacks: the Trainer's callbacks as they are now.
     """
 
-    def __init__(
-        self,
-        pruner: Callable[[], Pruner | None],
-        callbacks: Callable[[], Iterable[TrainerCallback]],
-    ) -> None:
+    def __init__(self, pruner: Callable[[], Pruner | None]) -> None:
         self._pruner = pruner
-        self._callbacks = callbacks
+        self.is_preempted = False
+        """Set by the Trainer when it saves because the process is about to be stopped."""
         self._is_stop_wanted = False
         self._step_at_epoch_begin = -1
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._is_stop_wanted = False
+        self._is_stop_wanted = self.is_preempted = False
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -108,11 +104,5 @@ class StopGate(TrainerCallback):
             pruner is None
             or pruner.is_at_target
             or state.global_step >= state.max_steps
-            or any(_is_preempted(callback) for callback in self._callbacks())
+            or self.is_preempted
         )
-
-
-def _is_preempted(callback: TrainerCallback) -> bool:
-    """Whether transformers' JITCheckpointCallback stops the run for a signal."""
-    manager = getattr(callback, "jit_manager", None)
-    return bool(getattr(manager, "is_checkpoint_requested", False))

@@ -14,9 +14,21 @@ from torch import nn
 def is_loss_inflated(model: nn.Module) -> bool:
     """Whether the model's forward takes any keyword but computes its loss without them.
 
-    The heads that count items, of masked and causal language models, do so in `self.loss_function`.
+    A model counts items if its forward, or one that it builds on, names `num_items_in_batch` or
+    computes the loss in `self.loss_function`; and its author may say so by `accepts_loss_kwargs`.
     """
-    forward = inspect.unwrap(type(model).forward)
-    parameters = inspect.signature(forward).parameters.values()
-    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
-    return takes_any and "loss_function" not in forward.__code__.co_names
+    if getattr(model, "accepts_loss_kwargs", None) is not None:
+        return False
+    forwards = [
+        inspect.unwrap(vars(cls)["forward"])
+        for cls in type(model).__mro__
+        if inspect.isfunction(vars(cls).get("forward"))
+    ]
+    parameters = inspect.signature(forwards[0]).parameters if forwards else {}
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    counts_items = any(
+        "loss_function" in forward.__code__.co_names
+        or "num_items_in_batch" in inspect.signature(forward).parameters
+        for forward in forwards
+    )
+    return takes_any and not counts_items

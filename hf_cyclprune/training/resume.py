@@ -23,10 +23,8 @@ def capture_state(
     )
 
 
-def restore_state(pruner: Pruner, saved: PruningState, config: dict[str, Any]) -> CycleHistory:
+def restore_state(pruner: Pruner, saved: PruningState) -> CycleHistory:
     """Put the saved masks and pending resets into the pruner; return the cycles so far.
-
-    Warns with the differences if the run was set up otherwise; the schedule is then the new one.
 
     Raises:
         ValueError: the state belongs to other targets.
@@ -37,7 +35,6 @@ def restore_state(pruner: Pruner, saved: PruningState, config: dict[str, Any]) -
             f"the checkpoint's masks must be of the model's targets; got a difference at '{odd}'. "
             "Resume with the same model, targets and ignore."
         )
-    _warn_of_changes(saved, config, pruner.schedule.total_steps)
     for name, packed in saved.masks.items():
         pruner.masks[name].copy_(unpack_mask(packed, pruner.shapes[name]))
     pruner.num_pruned = count_pruned(pruner)
@@ -46,7 +43,17 @@ def restore_state(pruner: Pruner, saved: PruningState, config: dict[str, Any]) -
     return CycleHistory.from_dict(saved.history, saved.reference)
 
 
-def _warn_of_changes(saved: PruningState, config: dict[str, Any], total_steps: int) -> None:
+def is_at_target(pruner: Pruner, saved: PruningState) -> bool:
+    """Whether the saved masks are of these targets and as sparse as the schedule's target."""
+    if saved.masks.keys() != pruner.masks.keys():
+        return False
+    zeros = {n: int((~unpack_mask(saved.masks[n], s)).sum()) for n, s in pruner.shapes.items()}
+    found = [sum(zeros[name] for name in names) for names in pruner.groups]
+    return found == pruner.demand(pruner.schedule.sparsity)
+
+
+def warn_of_changes(saved: PruningState, config: dict[str, Any], total_steps: int) -> bool:
+    """Warn with the differences, and return True, if the run is now set up otherwise."""
     before = {**saved.config, "max_steps": saved.total_steps}
     now = {**config, "max_steps": total_steps}
     changes = [
@@ -60,6 +67,7 @@ def _warn_of_changes(saved: PruningState, config: dict[str, Any], total_steps: i
             f"here on: {', '.join(changes)}.",
             stacklevel=2,
         )
+    return bool(changes)
 
 
 def masks_from_zeros(pruner: Pruner, step: int) -> None:

@@ -19,6 +19,8 @@ from hf_cyclprune.training.gate import StopGate, held_patience
 from hf_cyclprune.training.loss import is_loss_inflated
 from hf_cyclprune.training.lr import check_restartable, get_restarting_scheduler
 
+_PREEMPTION_NAME = "checkpoint-is-incomplete.txt"
+
 
 class PruningTrainer(Trainer):
     """A drop-in replacement for `Trainer` that prunes in cycles while it trains.
@@ -40,40 +42,65 @@ class PruningTrainer(Trainer):
     def __init__(
         self, *args: Any, pruning_config: PruningConfig | None = None, **kwargs: Any
     ) -> None:
-        bound = inspect.signature(Trainer.__init__).bind_partial(self, *args, **kwargs)
-        arguments = bound.arguments
-        callbacks = list(arguments.get("callbacks") or [])
+        names = list(inspect.signature(Trainer.__init__).parameters)[1:]
+        kwargs |= dict(zip(names, args, strict=False))
+        given = kwargs.get("callbacks") or []
+        callbacks = [c() if c is PruningCallback else c for c in given]
         own = _find_callback(callbacks)
-        is_searchable = isinstance(arguments.get("args"), PruningArguments)
         if own is not None and pruning_config is not None:
             raise ValueError(
                 "pruning_config must be given once; got one in PruningCallback and another. "
                 "Drop one of the two."
             )
+        is_searchable = isinstance(kwargs.get("args"), PruningArguments)
         if own is None and (pruning_config is not None or is_searchable):
             own = PruningCallback(pruning_config)
-            arguments["callbacks"] = [own, *callbacks]
+            callbacks = [own, *callbacks]
         if own is not None:
             own.has_pruning_trainer = True
-        super().__init__(*bound.args[1:], **bound.kwargs)
-        if own is not None:
-            self._prepare_pruning(own)
+            kwargs["callbacks"] = callbacks
+        super().__init__(**kwargs)
+        self._gate = StopGate(lambda: self.pruner)
+        self._stock_accepts_loss_kwargs = self.model_accepts_loss_kwargs
+        self._prepare_run()
 
-    def _prepare_pruning(self, callback: PruningCallback) -> None:
+    def _prepare_run(self) -> PruningConfig | None:
+        """Check and set what depends on the config in force; return the config.
+
+        Called at construction and again in every run, since a search changes the arguments, and a
+        callback may have been added.
+        """
+        callback = self.pruning_callback
+        if callback is None:
+            return None
+        callback.has_pruning_trainer = True
+        others = [c for c in self.callback_handler.callbacks if c is not self._gate]
+        self.callback_handler.callbacks = [*others, self._gate]  # it sees what the others ask for
         config = callback.active_config(self.args)
-        if config is None:
+        if config is not None:
+            self._check_config(config)
+        is_fixed = config is not None and config.fix_loss_scaling
+        has_model = self.model is not None  # a search makes it anew for every trial
+        self.model_accepts_loss_kwargs = self._stock_accepts_loss_kwargs and not (
+            is_fixed and has_model and is_loss_inflated(self._bare_model())
+        )
+        return config
+
+    def _check_config(self, config: PruningConfig) -> None:
+        if config.eval_cycle_ends and self.eval_dataset is None:
+            raise ValueError(
+                "eval_cycle_ends must come with an eval_dataset; got None. Pass one, or drop "
+                "eval_cycle_ends."
+            )
+        if not config.restarts_lr:
             return
-        if self._config_with_restarts():
-            check_restartable(self.args.lr_scheduler_type)
-            if self.lr_scheduler is not None:
-                raise ValueError(
-                    "optimizers must not hold a scheduler while the learning rate restarts; got "
-                    f"{type(self.lr_scheduler).__name__}. Pass (optimizer, None), or "
-                    "lr_restarts=False."
-                )
-        if config.fix_loss_scaling and is_loss_inflated(self.accelerator.unwrap_model(self.model)):
-            self.model_accepts_loss_kwargs = False
-        self.add_callback(StopGate(lambda: self.pruner, lambda: self.callback_handler.callbacks))
+        check_restartable(self.args.lr_scheduler_type)
+        if self.lr_scheduler is not None and not self._created_lr_scheduler:
+            raise ValueError(
+                "optimizers must not hold a scheduler while the learning rate restarts; got "
+                f"{type(self.lr_scheduler).__name__}. Pass (optimizer, None), or "
+                "lr_restarts=False."
+            )
 
     @property
     def pruning_callback(self) -> PruningCallback | None:
@@ -99,14 +126,17 @@ class PruningTrainer(Trainer):
         callback = self.pruning_callback
         if callback is not None:
             callback.resume_folder = None
-            gate = self.pop_callback(StopGate)
-            if gate is not None:  # it must see what every other callback asks for
-                self.add_callback(gate)
-        return super().train(*args, **kwargs)
+        self._prepare_run()
+        try:
+            return super().train(*args, **kwargs)
+        except KeyboardInterrupt:
+            if callback is not None:
+                callback.warn_if_off_target(self.state)
+            raise
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        config = self._config_with_restarts()
-        if self.lr_scheduler is not None or config is None:
+        config = self._prepare_run()
+        if self.lr_scheduler is not None or config is None or not config.restarts_lr:
             return super().create_scheduler(num_training_steps, optimizer)
         schedule = config.build_schedule(num_training_steps)
         used: Any = self.optimizer if optimizer is None else optimizer
@@ -121,18 +151,17 @@ class PruningTrainer(Trainer):
         self._created_lr_scheduler = True
         return self.lr_scheduler
 
-    def _config_with_restarts(self) -> PruningConfig | None:
-        """The config in force if the learning rate is to restart by it."""
-        callback = self.pruning_callback
-        config = callback.active_config(self.args) if callback is not None else None
-        return config if config and config.lr_restarts and config.num_cycles > 1 else None
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         pruner = self.pruner
-        if pruner is not None:
-            logs["sparsity"] = pruner.sparsity
-            logs["cycle"] = pruner.schedule.cycle(self.state.global_step) + 1
-        super().log(logs, start_time)
+        if pruner is None:
+            super().log(logs, start_time)
+            return
+        cycle = pruner.schedule.cycle(self.state.global_step) + 1
+        own = {"sparsity": pruner.sparsity, "cycle": cycle}
+        # Not into the caller's dict: evaluate() returns it, and a search would optimize their sum.
+        shown = {**logs, **own}
+        super().log(shown, start_time)
+        logs.update({name: value for name, value in shown.items() if name not in own})
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         is_held = self.is_in_train and self._is_off_target()
@@ -154,9 +183,13 @@ class PruningTrainer(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         callback = self.pruning_callback
-        if callback is not None and self.args.should_save:
+        if callback is not None:
             name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            callback.save_state(os.path.join(self._get_output_dir(trial=trial), name))
+            folder = os.path.join(self._get_output_dir(trial=trial), name)
+            # transformers saves for a preemption with this file beside the checkpoint.
+            self._gate.is_preempted |= os.path.exists(os.path.join(folder, _PREEMPTION_NAME))
+            if self.args.should_save:
+                callback.save_state(folder)
         super()._save_checkpoint(model, trial)
 
     def _save(

@@ -13,7 +13,7 @@ from hf_cyclprune.reporting.cycles import CycleReport
 from hf_cyclprune.reporting.report import (
     REPORT_NAME,
     SparsityReport,
-    load_cycles,
+    load_run,
     satisfies,
     split_name,
 )
@@ -190,11 +190,11 @@ def test_a_report_is_saved_as_json_and_its_cycles_are_read_again(sparse_bert, tm
     assert values["is_at_target"] == report.is_at_target
     assert len(values["weights"]) == 12
     assert values["weights"][0]["shape"] == [16, 16]
-    assert load_cycles(tmp_path) == CYCLES
+    assert load_run(tmp_path) == ([w.name for w in report.weights], CYCLES)
 
 
 def test_a_folder_without_a_report_has_no_cycles(tmp_path):
-    assert load_cycles(tmp_path) == ()
+    assert load_run(tmp_path) == (None, ())
 
 
 def test_a_report_is_a_table_for_people():

@@ -1,4 +1,5 @@
 import pytest
+import torch
 import transformers
 
 from hf_cyclprune import PruningConfig, PruningTrainer
@@ -39,3 +40,22 @@ def test_without_a_config_the_loss_is_that_of_trainer(tiny_bert, arguments):
     ours = PruningTrainer(model=tiny_bert(), args=args)
     theirs = transformers.Trainer(model=tiny_bert(), args=args)
     assert ours.model_accepts_loss_kwargs == theirs.model_accepts_loss_kwargs
+
+
+class Counts(torch.nn.Module):
+    def forward(self, labels=None, num_items_in_batch=None, **kwargs):
+        return labels.sum() / num_items_in_batch
+
+
+class Delegates(transformers.LlamaForCausalLM):
+    def forward(self, input_ids=None, **kwargs):
+        return super().forward(input_ids, **kwargs)
+
+
+class Says(transformers.BertForSequenceClassification):
+    accepts_loss_kwargs = True
+
+
+@pytest.mark.parametrize("cls", [Counts, Delegates, Says])
+def test_a_model_that_counts_items_in_its_own_way_is_left_alone(cls):
+    assert not is_loss_inflated(object.__new__(cls))

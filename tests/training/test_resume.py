@@ -27,7 +27,7 @@ class Interrupt(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         if state.global_step == self.step:
-            raise KeyboardInterrupt
+            raise ConnectionAbortedError
 
 
 @pytest.fixture(autouse=True)
@@ -79,7 +79,7 @@ def assert_same(one, other):
 def test_an_interrupted_run_ends_bit_identical(train, kind, pattern, step, save_steps):
     config = PruningConfig(num_cycles=2, lr_restarts=kind == "trainer", **PATTERNS[pattern])
     whole = run(train, kind, config)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(ConnectionAbortedError):
         run(train, kind, config, interrupt=step, limit=1, save_steps=save_steps)
     resumed = run(train, kind, config, resume=True, limit=1, save_steps=save_steps)
     assert resumed.state.global_step == 40
@@ -94,7 +94,7 @@ def test_a_reset_that_was_pending_happens_after_the_resume(train, kind, pattern,
     monkeypatch.setattr(PruningTrainer, "create_scheduler", _scheduler_with_a_pause)
     config = PruningConfig(num_cycles=2, lr_restarts=kind == "trainer", **PATTERNS[pattern])
     whole = run(train, kind, config)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(ConnectionAbortedError):
         run(train, kind, config, interrupt=ON_EDGE, save_steps=7)
 
     folder = folder_of(True) / f"checkpoint-{ON_EDGE}"
@@ -122,7 +122,7 @@ def test_a_reset_that_happened_late_is_accepted_by_the_callback(train, monkeypat
     monkeypatch.setattr(Trainer, "create_scheduler", _scheduler_with_a_pause)
     config = PruningConfig(sparsity=0.8, num_cycles=2, lr_restarts=False, interval_steps=5)
     whole = run(train, "callback", config)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(ConnectionAbortedError):
         run(train, "callback", config, interrupt=ON_EDGE + 2, save_steps=23)
     assert_same(whole, run(train, "callback", config, resume=True, save_steps=13))
 
@@ -130,7 +130,7 @@ def test_a_reset_that_happened_late_is_accepted_by_the_callback(train, monkeypat
 def test_the_cycles_of_the_report_survive_the_resume(train):
     config = PruningConfig(sparsity=0.8, num_cycles=2)
     whole = run(train, "trainer", config).sparsity_report()
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(ConnectionAbortedError):
         run(train, "trainer", config, interrupt=INSIDE_RAMP, save_steps=13)
     assert run(train, "trainer", config, resume=True, save_steps=13).sparsity_report() == whole
 
@@ -138,14 +138,14 @@ def test_the_cycles_of_the_report_survive_the_resume(train):
 def test_a_warmed_up_run_resumes_bit_identical(train):
     config = PruningConfig(sparsity=0.8, num_cycles=2)
     whole = run(train, "trainer", config, warmup=3)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(ConnectionAbortedError):
         run(train, "trainer", config, warmup=3, interrupt=ON_EDGE, save_steps=7)
     assert_same(whole, run(train, "trainer", config, warmup=3, resume=True, save_steps=7))
 
 
 def test_the_callback_refuses_a_checkpoint_whose_zeros_are_not_the_schedules(train):
     config = PruningConfig(sparsity=0.8, num_cycles=2, lr_restarts=False)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(ConnectionAbortedError):
         run(train, "callback", config, interrupt=IN_FINE_TUNING, save_steps=19)
     other = PruningConfig(sparsity=0.7, num_cycles=2, lr_restarts=False)
     with pytest.raises(ValueError, match=r"query\.weight' must hold 179 zeros .* got 205"):
@@ -155,14 +155,14 @@ def test_the_callback_refuses_a_checkpoint_whose_zeros_are_not_the_schedules(tra
 def test_a_checkpoint_of_the_callback_resumes_in_pruning_trainer(train):
     config = PruningConfig(sparsity=0.8, num_cycles=2, lr_restarts=False)
     whole = run(train, "callback", config)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(ConnectionAbortedError):
         run(train, "callback", config, interrupt=INSIDE_RAMP, save_steps=13)
     assert_same(whole, run(train, "trainer", config, resume=True, save_steps=13))
 
 
 def test_other_settings_warn_with_the_differences(train):
     config = PruningConfig(sparsity=0.8, num_cycles=2)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(ConnectionAbortedError):
         run(train, "trainer", config, interrupt=INSIDE_RAMP, save_steps=13)
     other = PruningConfig(sparsity=0.6, num_cycles=2)
     with pytest.warns(UserWarning, match=r"other settings.*sparsity 0\.8 -> 0\.6"):
@@ -172,7 +172,7 @@ def test_other_settings_warn_with_the_differences(train):
 
 def test_masks_of_another_model_are_refused(train, tiny_bert):
     config = PruningConfig(sparsity=0.8, num_cycles=2)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(ConnectionAbortedError):
         run(train, "trainer", config, interrupt=INSIDE_RAMP, save_steps=13)
     other = PruningConfig(sparsity=0.8, num_cycles=2, ignore=["query"])
     with pytest.raises(ValueError, match=r"masks must be of the model's targets.*query"):
@@ -182,7 +182,7 @@ def test_masks_of_another_model_are_refused(train, tiny_bert):
 def test_the_state_is_on_disk_before_the_trainers_own(train, monkeypatch):
     """So a checkpoint with a trainer_state.json is complete."""
     config = PruningConfig(sparsity=0.8, num_cycles=2)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(ConnectionAbortedError):
         run(train, "trainer", config, interrupt=INSIDE_RAMP, save_steps=13)
     folder = folder_of(True) / f"checkpoint-{INSIDE_RAMP}"
     times = [(folder / n).stat().st_mtime_ns for n in (STATE_NAME, "trainer_state.json")]
