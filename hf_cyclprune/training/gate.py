@@ -45,10 +45,13 @@ class StopGate(TrainerCallback):
 
     Args:
         pruner: the pruner in force, or None.
+        move_last: makes this the last callback; called when training starts, since a resumed
+            Trainer may have put others behind it.
     """
 
-    def __init__(self, pruner: Callable[[], Pruner | None]) -> None:
+    def __init__(self, pruner: Callable[[], Pruner | None], move_last: Callable[[], None]) -> None:
         self._pruner = pruner
+        self._move_last = move_last
         self.is_preempted = False
         """Set by the Trainer when it saves because the process is about to be stopped."""
         self._is_stop_wanted = False
@@ -58,6 +61,7 @@ class StopGate(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._is_stop_wanted = self.is_preempted = False
+        self._move_last()
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

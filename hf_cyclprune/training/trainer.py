@@ -60,7 +60,7 @@ class PruningTrainer(Trainer):
             own.has_pruning_trainer = True
             kwargs["callbacks"] = callbacks
         super().__init__(**kwargs)
-        self._gate = StopGate(lambda: self.pruner)
+        self._gate = StopGate(lambda: self.pruner, self._put_gate_last)
         self._stock_accepts_loss_kwargs = self.model_accepts_loss_kwargs
         self._prepare_run()
 
@@ -74,8 +74,7 @@ class PruningTrainer(Trainer):
         if callback is None:
             return None
         callback.has_pruning_trainer = True
-        others = [c for c in self.callback_handler.callbacks if c is not self._gate]
-        self.callback_handler.callbacks = [*others, self._gate]  # it sees what the others ask for
+        self._put_gate_last()
         config = callback.active_config(self.args)
         if config is not None:
             self._check_config(config)
@@ -85,6 +84,11 @@ class PruningTrainer(Trainer):
             is_fixed and has_model and is_loss_inflated(self._bare_model())
         )
         return config
+
+    def _put_gate_last(self) -> None:
+        """So that it sees what the other callbacks ask for; a new list, the old may be in use."""
+        others = [c for c in self.callback_handler.callbacks if c is not self._gate]
+        self.callback_handler.callbacks = [*others, self._gate]
 
     def _check_config(self, config: PruningConfig) -> None:
         if config.eval_cycle_ends and self.eval_dataset is None:
