@@ -17,9 +17,8 @@ from hf_cyclprune.pruning.pruner import Pruner
 
 logger = logging.get_logger(__name__)
 
-_OUT_OF_REACH = -(
-    10**9
-)  # no number of evaluations brings a patience counter from here to its limit
+# No number of evaluations brings a patience counter from here to its limit.
+_OUT_OF_REACH = -(10**9)
 
 
 @contextmanager

@@ -111,7 +111,7 @@ def _possible_demands(pruner: Pruner, step: int) -> tuple[list[list[int]], bool]
     happened some steps late, or not yet.
     """
     schedule = pruner.schedule
-    last = max(t for t in range(1, step + 1) if schedule.is_pruning_step(t))
+    last = next(t for t in range(step, 0, -1) if schedule.is_pruning_step(t))
     demands = [pruner.demand(schedule.sparsity_at(last))]
     edge = schedule.edges[schedule.cycle(step)] + 1
     if edge == 1:

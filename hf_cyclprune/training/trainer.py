@@ -42,8 +42,9 @@ class PruningTrainer(Trainer):
     def __init__(
         self, *args: Any, pruning_config: PruningConfig | None = None, **kwargs: Any
     ) -> None:
-        names = list(inspect.signature(Trainer.__init__).parameters)[1:]
-        kwargs |= dict(zip(names, args, strict=False))
+        named = inspect.signature(Trainer.__init__).bind_partial(self, *args).arguments
+        del named["self"]
+        kwargs = dict(**named, **kwargs)  # a TypeError if an argument is given twice
         given = kwargs.get("callbacks") or []
         callbacks = [c() if c is PruningCallback else c for c in given]
         own = _find_callback(callbacks)

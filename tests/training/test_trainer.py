@@ -292,3 +292,12 @@ def test_pruning_trainer_takes_the_positional_arguments_of_trainer(tiny_bert, ar
     trainer.train()
     assert isinstance(trainer, Trainer)
     assert trainer.sparsity_report().is_at_target
+
+
+def test_an_argument_too_many_or_given_twice_is_a_type_error_as_in_trainer(tiny_bert, arguments):
+    args = TrainingArguments(**arguments())
+    for cls in (Trainer, PruningTrainer):
+        with pytest.raises(TypeError, match="multiple values"):
+            cls(tiny_bert(), args, args=args)
+        with pytest.raises(TypeError, match="argument"):
+            cls(*range(20))
