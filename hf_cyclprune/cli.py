@@ -16,10 +16,14 @@ from hf_cyclprune.reporting.report import CHECKED_PATTERNS, SparsityReport, load
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; 0 on success, 1 with one line on stderr for a user's error."""
-    options = _parser().parse_args(argv)
+    parser = _parser()
+    options, flags = parser.parse_known_args(argv)
+    if flags and options.run is not _glue:
+        parser.error(f"unrecognized arguments: {' '.join(flags)}")
+    options.flags = flags
     try:
         options.run(options)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         print(f"hf-cyclprune: error: {error}", file=sys.stderr)
         return 1
     return 0
@@ -31,6 +35,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
 
+    glue = verbs.add_parser(
+        "glue", help="fine-tune on a task of GLUE, pruned or not", add_help=False
+    )
+    glue.set_defaults(run=_glue)
+
     report = verbs.add_parser("report", help="count the zeros of a saved model")
     report.add_argument("folder", metavar="DIR", help="a folder with config.json and weights")
     report.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -40,6 +49,14 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--output_dir", help="keep the pruned model there (default: do not keep it)")
     demo.set_defaults(run=_demo)
     return parser
+
+
+def _glue(options: argparse.Namespace) -> None:
+    from hf_cyclprune.glue.flags import parse_flags  # needs the packages of the extra
+    from hf_cyclprune.glue.run import run_glue
+
+    glue, args = parse_flags(options.flags)
+    run_glue(glue, args)
 
 
 def _report(options: argparse.Namespace) -> None:

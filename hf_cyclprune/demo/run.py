@@ -27,6 +27,7 @@ from hf_cyclprune.config import PruningConfig
 from hf_cyclprune.demo.model import find_model
 from hf_cyclprune.demo.sentences import LABELS, make_task
 from hf_cyclprune.reporting.report import SparsityReport
+from hf_cyclprune.training.device import has_accelerator, has_fast_bf16
 from hf_cyclprune.training.trainer import PruningTrainer
 
 NUM_STEPS = 200
@@ -171,7 +172,7 @@ class _Runner:
             learning_rate=LEARNING_RATE,
             warmup_steps=0.1,  # of a cycle
             bf16=has_fast_bf16(),
-            use_cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()),
+            use_cpu=not has_accelerator(),
             logging_strategy="no",
             save_strategy="no",
             disable_tqdm=True,
@@ -199,13 +200,3 @@ def _load(folder: Path) -> PreTrainedModel:
 def _accuracy(prediction: EvalPrediction) -> dict[str, float]:
     chosen = np.asarray(prediction.predictions).argmax(-1)
     return {"accuracy": float((chosen == prediction.label_ids).mean())}
-
-
-def has_fast_bf16() -> bool:
-    """Whether bfloat16 autocast runs on units of its own here; False where that cannot be known."""
-    if torch.cuda.is_available():
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if not hasattr(torch.cpu, "get_capabilities"):
-        return False
-    capabilities = torch.cpu.get_capabilities()
-    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))

@@ -1,9 +1,11 @@
 """GLUE from the Hub or from a folder, tokenized."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict, load_dataset
+import numpy as np
+from datasets import ClassLabel, Dataset, DatasetDict, Value, load_dataset
 from transformers import PreTrainedTokenizerBase
 
 from hf_cyclprune.glue.tasks import GlueTask
@@ -24,11 +26,11 @@ def load_task(
         cache_dir: where downloads are kept.
 
     Raises:
-        ValueError: a file or a column is missing.
+        ValueError: a file or a column is missing, or holds something else than the task's.
         ConnectionError: the Hub cannot be reached.
     """
     if dataset_dir is None:
-        splits = load_dataset(HUB_DATASET, task.name, cache_dir=cache_dir)
+        splits = _load_from_hub(task, cache_dir)
     else:
         files = _find_files(task, Path(dataset_dir))
         splits = load_dataset("parquet", data_files=files, cache_dir=cache_dir)
@@ -36,6 +38,16 @@ def load_task(
     for name, split in splits.items():
         _check_columns(task, str(name), split)
     return splits
+
+
+def _load_from_hub(task: GlueTask, cache_dir: str | None) -> Any:
+    try:
+        return load_dataset(HUB_DATASET, task.name, cache_dir=cache_dir)
+    except ConnectionError as error:
+        raise ConnectionError(
+            f"the Hub must be reachable to load {HUB_DATASET}; got: {error}. Check the network, or "
+            "pass --dataset_dir with a folder that holds the task."
+        ) from error
 
 
 def _find_files(task: GlueTask, folder: Path) -> dict[str, str]:
@@ -54,13 +66,45 @@ def _find_files(task: GlueTask, folder: Path) -> dict[str, str]:
 
 
 def _check_columns(task: GlueTask, split: str, data: Dataset) -> None:
-    missing = [c for c in (*task.columns, "label") if c not in data.column_names]
+    is_test = split in task.test_splits
+    wanted = task.columns if is_test else (*task.columns, "label")
+    missing = [c for c in wanted if c not in data.column_names]
     if missing:
         raise ValueError(
-            f"the {split} split of {task.name} must have the columns "
-            f"{', '.join((*task.columns, 'label'))}; got {', '.join(data.column_names)}. "
-            f"Rename the one that holds '{missing[0]}'."
+            f"the {split} split of {task.name} must have the columns {', '.join(wanted)}; got "
+            f"{', '.join(data.column_names)}. Rename the one that holds '{missing[0]}'."
         )
+    for column in task.columns:
+        if data.features[column] not in (Value("string"), Value("large_string")):
+            raise ValueError(
+                f"the column '{column}' of {task.name}/{split} must hold texts; got "
+                f"{data.features[column]}. Write it as strings."
+            )
+    if not is_test:
+        _check_labels(task, split, np.asarray(data.with_format("numpy")["label"][:]))
+
+
+def _check_labels(task: GlueTask, split: str, labels: Any) -> None:
+    if task.is_regression:
+        is_right = labels.dtype.kind in "iuf" and bool(np.isfinite(labels).all())
+        rule = "finite numbers"
+    else:
+        last = len(task.labels) - 1
+        is_right = labels.dtype.kind in "iu" and bool(((labels >= 0) & (labels <= last)).all())
+        rule = f"the integers 0 to {last} ({', '.join(task.labels)})"
+    if not is_right:
+        odd = sorted(set(labels.tolist()), key=str)[:4]
+        raise ValueError(
+            f"the column 'label' of {task.name}/{split} must hold {rule}; got "
+            f"{', '.join(map(str, odd))} .. ({labels.dtype}). Write the labels so."
+        )
+
+
+def label_names(task: GlueTask, data: Dataset) -> Sequence[str]:
+    """The task's labels in the order of the ids in `data`, which may name its own order."""
+    feature = data.features["label"]
+    named = tuple(feature.names) if isinstance(feature, ClassLabel) else ()
+    return named if set(named) == set(task.labels) else task.labels
 
 
 def tokenize(
@@ -68,22 +112,24 @@ def tokenize(
     data: Dataset,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
-    label_ids: dict[str, int] | None = None,
+    label_ids: Sequence[int] | None = None,
     overwrite_cache: bool = False,
 ) -> Dataset:
-    """Token ids and labels, not padded; cached by datasets.
+    """Token ids, and labels where there are any but unknown ones; not padded; cached by datasets.
 
     Args:
-        label_ids: label name -> id of a model that orders its labels in its own way.
+        label_ids: the id to train with for each id of the data; None leaves them.
     """
+    has_labels = "label" in data.column_names and -1 not in data.unique("label")
 
     def encode(rows: dict[str, list[Any]]) -> dict[str, Any]:
         texts = [rows[column] for column in task.columns]
         encoded = dict(tokenizer(*texts, truncation=True, max_length=max_length))
+        if not has_labels:
+            return encoded
         labels = rows["label"]
-        if label_ids is not None:  # -1 stands for an unknown label
-            order = [label_ids[name] for name in task.labels]
-            labels = [order[label] if label >= 0 else label for label in labels]
+        if label_ids is not None:
+            labels = [label_ids[label] for label in labels]
         return {**encoded, "labels": labels}
 
     return data.map(

@@ -4,21 +4,21 @@ import pytest
 
 pytest.importorskip("datasets", reason="the extra glue is not installed")
 
-from datasets import Dataset
+from datasets import ClassLabel, Dataset
 
-from hf_cyclprune.glue.data import load_task, tokenize
+from hf_cyclprune.glue.data import label_names, load_task, tokenize
 from hf_cyclprune.glue.tasks import TASKS
 
 
-def write_task(folder: Path, name: str, splits, columns=None):
+def write_task(folder: Path, name: str, splits, columns=None, labels=None, texts=None):
     """A few rows of a task as parquet."""
     task = TASKS[name]
     for split in splits:
-        rows = {c: [f"{c} of row {i}" for i in range(4)] for c in columns or task.columns}
-        labels = [0.5, 1.0, 2.5, 5.0] if task.is_regression else [0, 1, 1, 0]
+        rows = {c: texts or [f"{c} of row {i}" for i in range(4)] for c in columns or task.columns}
+        default = [0.5, 1.0, 2.5, 5.0] if task.is_regression else [0, 1, 1, 0]
         path = folder / name / f"{split}.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Dataset.from_dict({**rows, "label": labels}).to_parquet(path)
+        Dataset.from_dict({**rows, "label": labels or default}).to_parquet(path)
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -57,15 +57,58 @@ def tokenizer(*texts, truncation, max_length):
 
 
 def test_texts_become_ids_without_padding_and_the_label_stays():
-    data = Dataset.from_dict({"sentence": ["a bb", "a bb ccc dddd"], "label": [1, -1]})
+    data = Dataset.from_dict({"sentence": ["a bb", "a bb ccc dddd"], "label": [1, 0]})
     encoded = tokenize(TASKS["sst2"], data, tokenizer, max_length=3)
     assert encoded["input_ids"][:] == [[1, 2], [1, 2, 3]]
-    assert encoded["labels"][:] == [1, -1]
+    assert encoded["labels"][:] == [1, 0]
     assert set(encoded.column_names) == {"input_ids", "labels"}
 
 
+def test_unknown_labels_are_left_out():
+    data = Dataset.from_dict({"sentence": ["a bb"], "label": [-1]})
+    assert tokenize(TASKS["sst2"], data, tokenizer, max_length=3).column_names == ["input_ids"]
+    encoded = tokenize(TASKS["sst2"], data.remove_columns("label"), tokenizer, max_length=3)
+    assert encoded.column_names == ["input_ids"]
+
+
 def test_labels_follow_the_order_of_the_model():
-    columns = {"premise": ["a"] * 4, "hypothesis": ["b"] * 4, "label": [0, 1, 2, -1]}
-    ids = {"contradiction": 0, "entailment": 1, "neutral": 2}
-    encoded = tokenize(TASKS["mnli"], Dataset.from_dict(columns), tokenizer, 8, ids)
-    assert encoded["labels"][:] == [1, 2, 0, -1]
+    columns = {"premise": ["a"] * 3, "hypothesis": ["b"] * 3, "label": [0, 1, 2]}
+    encoded = tokenize(TASKS["mnli"], Dataset.from_dict(columns), tokenizer, 8, [1, 2, 0])
+    assert encoded["labels"][:] == [1, 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("name", "labels", "rule"),
+    [
+        ("sst2", [0, 1, 2, 0], r"the integers 0 to 1 \(negative, positive\); got 0, 1, 2"),
+        ("sst2", [0, 1, -1, 0], "the integers 0 to 1"),
+        ("mnli", ["a", "b", "a", "b"], "the integers 0 to 2"),
+        ("stsb", [0.0, float("nan"), 1.0, 2.0], "finite numbers"),
+    ],
+)
+def test_labels_that_are_not_the_tasks_are_refused(name, labels, rule, tmp_path):
+    splits = ["train", *TASKS[name].validation_splits]
+    write_task(tmp_path, name, splits, labels=labels)
+    with pytest.raises(ValueError, match=f"'label' of {name}/train must hold {rule}"):
+        load_task(TASKS[name], str(tmp_path), str(tmp_path / "cache"))
+
+
+def test_texts_must_be_strings(tmp_path):
+    write_task(tmp_path, "sst2", ["train", "validation"], texts=[1, 2, 3, 4])
+    with pytest.raises(ValueError, match="'sentence' of sst2/train must hold texts; got"):
+        load_task(TASKS["sst2"], str(tmp_path), str(tmp_path / "cache"))
+
+
+def test_the_data_may_name_their_labels_in_another_order():
+    names = ["equivalent", "not_equivalent"]
+    rows = {"sentence1": ["a"], "sentence2": ["b"], "label": [0]}
+    data = Dataset.from_dict(rows).cast_column("label", ClassLabel(names=names))
+    assert tuple(label_names(TASKS["mrpc"], data)) == ("equivalent", "not_equivalent")
+    assert tuple(label_names(TASKS["mrpc"], Dataset.from_dict(rows))) == TASKS["mrpc"].labels
+    other = Dataset.from_dict(rows).cast_column("label", ClassLabel(names=["no", "yes"]))
+    assert tuple(label_names(TASKS["mrpc"], other)) == TASKS["mrpc"].labels
+
+
+def test_no_network_is_one_sentence_with_the_way_out(tmp_path):
+    with pytest.raises(ConnectionError, match=r"the Hub must be reachable .*--dataset_dir"):
+        load_task(TASKS["sst2"], cache_dir=str(tmp_path))

@@ -1,0 +1,127 @@
+"""Dense, gradual and cyclical fine-tuning at equal steps, several seeds each: who wins?
+
+    pip install "hf_cyclprune[demo,glue]"
+    python examples/glue_results.py FOLDER OUT --bf16
+    python examples/glue_results.py FOLDER OUT --only sst2-dense --seeds 0 1
+
+FOLDER holds TASK/train.parquet and TASK/validation.parquet of sst2, mrpc and stsb with the columns
+of nyu-mll/glue. Every run has a folder of its own under OUT: a finished one is not run again, a
+stopped one goes on from its last checkpoint. Prints a table of what is finished. The model is
+all-MiniLM-L6-v2 from the package of the demo; another one with --model.
+"""
+
+import argparse
+import json
+import statistics
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hf_cyclprune import PruningArguments
+from hf_cyclprune.demo.model import find_model
+from hf_cyclprune.glue.arguments import GlueArguments
+from hf_cyclprune.glue.run import run_glue
+from hf_cyclprune.glue.tasks import get_task
+from hf_cyclprune.training.device import has_accelerator
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to train, on one task."""
+
+    task: str
+    name: str
+    num_steps: int
+    pruning: dict[str, Any] = field(default_factory=dict)
+    seeds: tuple[int, ...] = (0,)
+
+    def __str__(self) -> str:
+        return f"{self.task}-{self.name}"
+
+
+THREE = (0, 1, 2)
+REWIND = {"sparsity": 0.8, "envelope": "rising", "reset_ratio": 1.0}
+ROWS = [
+    Row("sst2", "dense", 1500, seeds=THREE),
+    Row("sst2", "gradual-80", 1500, {"sparsity": 0.8, "num_cycles": 1}, THREE),
+    Row("sst2", "gradual-restarts-80", 1500, REWIND, THREE),
+    Row("sst2", "cyclical-80", 1500, {"sparsity": 0.8}, THREE),
+    Row("sst2", "cyclical-2of4", 1500, {"pattern": "2:4"}),
+    Row("stsb", "dense", 900),
+    Row("stsb", "cyclical-80", 900, {"sparsity": 0.8}),
+    Row("mrpc", "dense", 690),
+    Row("mrpc", "cyclical-80", 690, {"sparsity": 0.8}),
+]
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("data", metavar="FOLDER")
+    parser.add_argument("out", metavar="OUT", type=Path)
+    parser.add_argument("--model", help="another model than the demo's")
+    parser.add_argument("--only", nargs="+", help="names of rows, or their beginnings")
+    parser.add_argument("--seeds", nargs="+", type=int, help="instead of each row's own")
+    parser.add_argument("--learning_rate", type=float, default=3e-4)
+    parser.add_argument("--bf16", action="store_true")
+    return parser.parse_args()
+
+
+def run(row: Row, seed: int, options: argparse.Namespace) -> None:
+    folder = options.out / f"{row}-seed{seed}"
+    if (folder / "eval_results.json").is_file():
+        return
+    print(f"\n{folder.name}", flush=True)
+    args = PruningArguments(
+        output_dir=str(folder),
+        do_train=True,
+        do_eval=True,
+        max_steps=row.num_steps,
+        per_device_train_batch_size=32,
+        per_device_eval_batch_size=128,
+        learning_rate=options.learning_rate,
+        warmup_steps=0.06,
+        seed=seed,
+        bf16=options.bf16,
+        use_cpu=not has_accelerator(),
+        save_steps=250,
+        save_total_limit=1,
+        logging_steps=50,
+        resume_from_checkpoint="True",
+        disable_tqdm=True,
+        report_to=[],
+        **row.pruning,
+    )
+    model = options.model or str(find_model())
+    length = 64 if row.task == "sst2" else 128
+    glue = GlueArguments(row.task, model, dataset_dir=options.data, max_seq_length=length)
+    run_glue(glue, args)
+
+
+def table(out: Path) -> str:
+    lines = [f"{'':<28}  seeds  metric                mean    s.e.   sparsity"]
+    for row in ROWS:
+        metric = get_task(row.task).best_metric
+        files = sorted(out.glob(f"{row}-seed*/all_results.json"))
+        results = [json.loads(file.read_text()) for file in files]
+        values = [r[f"eval_{metric}"] for r in results if f"eval_{metric}" in r]
+        if not values:
+            continue
+        spread = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
+        lines.append(
+            f"{row!s:<28}  {len(values):>5}  {metric:<20}  {statistics.mean(values):.4f}  "
+            f"{spread:.4f}  {results[0]['sparsity']:.4f}"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    options = parse()
+    for row in ROWS:
+        if options.only is None or any(str(row).startswith(name) for name in options.only):
+            for seed in options.seeds or row.seeds:
+                run(row, seed, options)
+    print("\n" + table(options.out))
+
+
+if __name__ == "__main__":
+    main()

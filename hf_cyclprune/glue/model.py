@@ -1,0 +1,119 @@
+"""Config, tokenizer and model of a GLUE run: from the Hub or a folder, never with remote code."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging
+
+from hf_cyclprune.glue.arguments import GlueArguments
+from hf_cyclprune.glue.tasks import GlueTask
+
+logger = logging.get_logger(__name__)
+
+
+def load_config(glue: GlueArguments, task: GlueTask) -> PretrainedConfig:
+    """The model's config with the task's labels, in the model's own order if it has them.
+
+    Raises:
+        ValueError: no such model, or the Hub cannot be reached.
+    """
+    argument = "config_name" if glue.config_name else "model_name_or_path"
+    config: PretrainedConfig = _load(AutoConfig, argument, glue)
+    ids = label_ids(task, getattr(config, "label2id", None) or {})
+    config.label2id = ids
+    config.id2label = {i: name for name, i in sorted(ids.items(), key=lambda item: item[1])}
+    config.problem_type = "regression" if task.is_regression else "single_label_classification"
+    return config
+
+
+def label_ids(task: GlueTask, label2id: Mapping[str, int]) -> dict[str, int]:
+    """Label -> id for the task's labels: the model's own ids if it has the same labels.
+
+    >>> from hf_cyclprune.glue.tasks import TASKS
+    >>> label_ids(TASKS["qnli"], {"LABEL_0": 0, "LABEL_1": 1})
+    {'entailment': 0, 'not_entailment': 1}
+    >>> label_ids(TASKS["qnli"], {"NOT_ENTAILMENT": 0, "ENTAILMENT": 1})
+    {'entailment': 1, 'not_entailment': 0}
+    """
+    own = {name.lower(): i for name, i in label2id.items()}
+    is_same = own.keys() == set(task.labels) and set(own.values()) == set(range(len(own)))
+    return {name: own[name] if is_same else i for i, name in enumerate(task.labels)}
+
+
+def load_tokenizer(glue: GlueArguments) -> PreTrainedTokenizerBase:
+    """The model's tokenizer.
+
+    Raises:
+        ValueError: no such model, or the Hub cannot be reached.
+    """
+    argument = "tokenizer_name" if glue.tokenizer_name else "model_name_or_path"
+    tokenizer: PreTrainedTokenizerBase = _load(AutoTokenizer, argument, glue)
+    return tokenizer
+
+
+def load_model(glue: GlueArguments, config: PretrainedConfig) -> PreTrainedModel:
+    """The model in fp32, with a new head where it has none. Weights come from safetensors only.
+
+    Raises:
+        ValueError: no such model, no safetensors, or a head of another size.
+    """
+    try:
+        model: PreTrainedModel = _load(
+            AutoModelForSequenceClassification,
+            "model_name_or_path",
+            glue,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            ignore_mismatched_sizes=glue.ignore_mismatched_sizes,
+        )
+    except RuntimeError as error:
+        raise ValueError(
+            f"model_name_or_path must fit {glue.task_name}, which has {config.num_labels} outputs; "
+            f"got '{glue.model_name_or_path}', whose weights have other shapes. For a new head "
+            "pass --ignore_mismatched_sizes."
+        ) from error
+    return model
+
+
+def _load(cls: Any, argument: str, glue: GlueArguments, **options: Any) -> Any:
+    name = getattr(glue, argument)
+    options |= {"cache_dir": glue.cache_dir, "revision": glue.model_revision}
+    try:
+        return cls.from_pretrained(name, trust_remote_code=False, **options)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise ValueError(
+            f"{argument} must be a folder with a model or a model that the Hub gives; got "
+            f"'{name}': {reason}. Check its spelling and the network."
+        ) from error
+
+
+def check_length(glue: GlueArguments, tokenizer: PreTrainedTokenizerBase) -> int:
+    """max_seq_length, or the most that the model takes, with a warning, if that is less."""
+    longest: int = tokenizer.model_max_length
+    if glue.max_seq_length > longest:
+        logger.warning(
+            f"max_seq_length is {glue.max_seq_length}, but the model takes {longest} tokens: "
+            f"examples are cut at {longest}."
+        )
+    return min(glue.max_seq_length, longest)
+
+
+def from_data(names: Sequence[str], ids: Mapping[str, int]) -> list[int] | None:
+    """The model's id for each id of the data; None if they are the same.
+
+    >>> from_data(["no", "yes"], {"yes": 0, "no": 1})
+    [1, 0]
+    """
+    order = [ids[name] for name in names]
+    return None if order == list(range(len(names))) else order

@@ -1,0 +1,269 @@
+"""One GLUE run: arguments -> data -> model -> Trainer -> the files that run_glue writes."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, DatasetDict
+from transformers import (
+    DataCollatorWithPadding,
+    EvalPrediction,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
+from transformers.utils import logging
+
+from hf_cyclprune.glue.arguments import GlueArguments
+from hf_cyclprune.glue.data import HUB_DATASET, label_names, load_task, tokenize
+from hf_cyclprune.glue.metrics import score
+from hf_cyclprune.glue.model import (
+    check_length,
+    from_data,
+    load_config,
+    load_model,
+    load_tokenizer,
+)
+from hf_cyclprune.glue.output import (
+    check_output_dir,
+    find_checkpoint,
+    save_identity,
+    write_predictions,
+)
+from hf_cyclprune.glue.tasks import GlueTask, get_task
+from hf_cyclprune.glue.train_loss import GlueTrainer
+from hf_cyclprune.reporting.report import SparsityReport
+from hf_cyclprune.training.arguments import PruningArguments
+from hf_cyclprune.training.device import has_accelerator
+
+logger = logging.get_logger(__name__)
+
+Metrics = dict[str, Any]
+
+
+def run_glue(glue: GlueArguments, args: PruningArguments) -> Metrics:
+    """Train, evaluate and predict as do_train, do_eval and do_predict say.
+
+    Writes into `args.output_dir` the model, pruning_config.json and sparsity_report.json if it was
+    pruned, train_results.json, eval_results.json and all_results.json, predict_results_TASK.txt.
+    In one process in fp32 a run that was stopped and resumed has the results of one that was not,
+    other than times.
+
+    Returns:
+        What all_results.json holds of this call: train_loss, eval_accuracy, sparsity (counted in
+        the weights), ..
+
+    Raises:
+        ValueError: flags that do not go together, an output_dir that holds another run, data that
+            are not the task's, a model that cannot be had.
+        ConnectionError: the Hub's GLUE cannot be reached.
+    """
+    task = get_task(glue.task_name)
+    _check_together(args)
+    checkpoint = _claim_output_dir(glue, args)
+    set_seed(args.seed)
+    run = _Run.prepare(glue, args, task)
+    if args.should_save:
+        save_identity(run.folder, glue)
+    metrics: Metrics = {}
+    if args.do_train:
+        metrics |= run.train(checkpoint)
+    if args.do_eval:
+        metrics |= run.evaluate()
+    if args.do_predict:
+        run.predict()
+    if args.push_to_hub:
+        run.trainer.push_to_hub(
+            language="en",
+            tasks="text-classification",
+            dataset_tags=HUB_DATASET,
+            dataset_args=task.name,
+            dataset=f"GLUE {task.name.upper()}",
+        )
+    return metrics
+
+
+def _check_together(args: PruningArguments) -> None:
+    if not (args.do_train or args.do_eval or args.do_predict):
+        raise ValueError(
+            "one of do_train, do_eval, do_predict must be True; got none. Add --do_train."
+        )
+    if args.is_pruning and not args.do_train:
+        raise ValueError(
+            "sparsity and pattern must come with do_train; got them without. Add --do_train, or "
+            "drop them to evaluate the model as it is."
+        )
+    if args.fp16 and not has_accelerator():
+        raise ValueError(
+            "fp16 must have an accelerator, such as a GPU; got a CPU. Use --bf16, or neither."
+        )
+
+
+def _claim_output_dir(glue: GlueArguments, args: PruningArguments) -> str | None:
+    """Check the folder on the process that writes; return the checkpoint to go on from."""
+    folder = str(args.output_dir)
+    wanted: Any = args.resume_from_checkpoint
+    is_resumed = str(wanted).lower() not in ("none", "false", "")
+    is_same_model = Path(folder).is_dir() and Path(folder) == Path(glue.model_name_or_path)
+    if args.should_save and (args.do_train or not is_same_model):
+        check_output_dir(folder, glue, is_resumed)
+    return find_checkpoint(folder, wanted) if args.do_train else None
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A Trainer with its data."""
+
+    task: GlueTask
+    trainer: GlueTrainer
+    train_set: Dataset
+    eval_sets: dict[str, Dataset]
+    """Suffix of the metrics' names -> examples."""
+    predict_sets: dict[str, Dataset]
+    """Suffix of the file's name -> examples."""
+
+    @classmethod
+    def prepare(cls, glue: GlueArguments, args: PruningArguments, task: GlueTask) -> "_Run":
+        """Cheap checks first, the model last."""
+        config = load_config(glue, task)
+        label2id: Any = config.label2id
+        tokenizer = load_tokenizer(glue)
+        with args.main_process_first(desc="data"):
+            splits = load_task(task, glue.dataset_dir, glue.cache_dir)
+            splits = _shorten(glue, task, splits)
+        if args.do_predict and not any(name in splits for name in task.test_splits):
+            raise ValueError(
+                f"do_predict must have {task.name}/{task.test_splits[0]}.parquet in dataset_dir; "
+                f"got none in '{glue.dataset_dir}'. Add it, or drop do_predict."
+            )
+        model = load_model(glue, config)
+        with args.main_process_first(desc="tokenization"):
+            data = _tokenize_all(glue, task, splits, tokenizer, label2id)
+        named = dict(zip(task.validation_splits, ("", "_mm"), strict=False))
+        eval_sets = {
+            named.get(name, ""): data[name]
+            for name in (*task.validation_splits, "validation")
+            if name in data
+        }
+        predict_sets = {
+            suffix: data[name]
+            for name, suffix in zip(task.test_splits, ("", "-mm"), strict=False)
+            if name in data
+        }
+        trainer = GlueTrainer(
+            model=model,
+            args=args,
+            train_dataset=data["train"] if args.do_train else None,
+            eval_dataset=eval_sets[""],
+            processing_class=tokenizer,
+            data_collator=DataCollatorWithPadding(
+                tokenizer,
+                **_padding(glue, tokenizer),
+                pad_to_multiple_of=8 if args.fp16 else None,
+            ),
+            compute_metrics=lambda prediction: _score(task, prediction),
+        )
+        return cls(task, trainer, data["train"], eval_sets, predict_sets)
+
+    @property
+    def folder(self) -> Path:
+        return Path(str(self.trainer.args.output_dir))
+
+    def train(self, checkpoint: str | None) -> Metrics:
+        result = self.trainer.train(resume_from_checkpoint=checkpoint)
+        metrics = {**result.metrics, "train_samples": len(self.train_set)}
+        self.trainer.save_model()
+        self.trainer.log_metrics("train", metrics)
+        self.trainer.save_metrics("train", metrics)
+        self.trainer.save_state()
+        return metrics
+
+    def evaluate(self) -> Metrics:
+        """Metrics of every validation set, and the sparsity of the model."""
+        metrics: Metrics = {}
+        for suffix, data in self.eval_sets.items():
+            values = {**self.trainer.evaluate(eval_dataset=data), "eval_samples": len(data)}
+            self.trainer.log_metrics(f"eval{suffix}", values)
+            metrics |= {
+                name + suffix: value
+                for name, value in values.items()
+                if name.startswith("eval_") or not suffix
+            }
+        metrics |= self._sparsity()
+        self.trainer.save_metrics("eval", metrics)
+        return metrics
+
+    def _sparsity(self) -> Metrics:
+        """Counted in the weights; nothing for a dense model whose weights are not known."""
+        report = self.trainer.sparsity_report()
+        if report is None:
+            assert self.trainer.model is not None
+            try:
+                report = SparsityReport.measure(self.trainer.model)
+            except ValueError as error:
+                logger.info(f"The sparsity of this model is not counted: {error}")
+                return {}
+        return {"sparsity": report.sparsity}
+
+    def predict(self) -> None:
+        for suffix, data in self.predict_sets.items():
+            output = self.trainer.predict(data, metric_key_prefix="predict")
+            rows = list(self._in_words(_outputs(output.predictions)))
+            if self.trainer.is_world_process_zero():
+                file = f"predict_results_{self.task.name}{suffix}.txt"
+                write_predictions(self.folder / file, rows)
+
+    def _in_words(self, outputs: Any) -> Iterator[str]:
+        model: Any = self.trainer.model
+        if self.task.is_regression:
+            return (f"{value:.3f}" for value in outputs.reshape(-1))
+        names = model.config.id2label
+        return (names[int(index)] for index in outputs.argmax(-1))
+
+
+def _tokenize_all(
+    glue: GlueArguments,
+    task: GlueTask,
+    splits: DatasetDict,
+    tokenizer: PreTrainedTokenizerBase,
+    ids: dict[str, int],
+) -> dict[str, Dataset]:
+    data = {}
+    for name, split in splits.items():
+        is_labelled = not task.is_regression and name not in task.test_splits
+        order = from_data(label_names(task, split), ids) if is_labelled else None
+        length = check_length(glue, tokenizer)
+        data[str(name)] = tokenize(task, split, tokenizer, length, order, glue.overwrite_cache)
+    return data
+
+
+def _shorten(glue: GlueArguments, task: GlueTask, splits: DatasetDict) -> DatasetDict:
+    """The first rows of each split, as many as are asked for."""
+
+    def limit(name: str) -> int | None:
+        if name == "train":
+            return glue.max_train_samples
+        return glue.max_predict_samples if name in task.test_splits else glue.max_eval_samples
+
+    limits = {name: limit(str(name)) or len(split) for name, split in splits.items()}
+    return DatasetDict(
+        {name: split.select(range(min(limits[name], len(split)))) for name, split in splits.items()}
+    )
+
+
+def _padding(glue: GlueArguments, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    if not glue.pad_to_max_length:
+        return {"padding": True}
+    return {"padding": "max_length", "max_length": check_length(glue, tokenizer)}
+
+
+def _outputs(predictions: Any) -> Any:
+    """Logits, also of a model that returns more."""
+    return np.asarray(predictions[0] if isinstance(predictions, tuple) else predictions)
+
+
+def _score(task: GlueTask, prediction: EvalPrediction) -> dict[str, float]:
+    outputs = _outputs(prediction.predictions)
+    chosen = outputs.reshape(-1) if task.is_regression else outputs.argmax(-1)
+    return score(task, chosen, np.asarray(prediction.label_ids))
