@@ -1,6 +1,7 @@
 """Config, tokenizer and model of a GLUE run: from the Hub or a folder, never with remote code."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from transformers.utils import logging
 
 from hf_cyclprune.glue.arguments import GlueArguments
 from hf_cyclprune.glue.tasks import GlueTask
+from hf_cyclprune.training.names import save_under_own_names
 
 logger = logging.get_logger(__name__)
 
@@ -82,18 +84,25 @@ def load_model(glue: GlueArguments, config: PretrainedConfig) -> PreTrainedModel
             f"got '{glue.model_name_or_path}', whose weights have other shapes. For a new head "
             "pass --ignore_mismatched_sizes."
         ) from error
+    save_under_own_names(model)
     return model
 
 
 def _load(cls: Any, argument: str, glue: GlueArguments, **options: Any) -> Any:
-    name = getattr(glue, argument)
+    name = str(getattr(glue, argument))
+    is_path = name.startswith((".", "/", "~")) or Path(name).is_dir()
+    if is_path and not list(Path(name).glob("*config.json")):
+        raise ValueError(
+            f"{argument} must be a folder with a model or the name of one on the Hub; got "
+            f"'{name}', which is no folder with a config.json. Check its spelling."
+        )
     options |= {"cache_dir": glue.cache_dir, "revision": glue.model_revision}
     try:
         return cls.from_pretrained(name, trust_remote_code=False, **options)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise ValueError(
-            f"{argument} must be a folder with a model or a model that the Hub gives; got "
+            f"{argument} must be a folder with a model or the name of one on the Hub; got "
             f"'{name}': {reason}. Check its spelling and the network."
         ) from error
 
@@ -107,13 +116,3 @@ def check_length(glue: GlueArguments, tokenizer: PreTrainedTokenizerBase) -> int
             f"examples are cut at {longest}."
         )
     return min(glue.max_seq_length, longest)
-
-
-def from_data(names: Sequence[str], ids: Mapping[str, int]) -> list[int] | None:
-    """The model's id for each id of the data; None if they are the same.
-
-    >>> from_data(["no", "yes"], {"yes": 0, "no": 1})
-    [1, 0]
-    """
-    order = [ids[name] for name in names]
-    return None if order == list(range(len(names))) else order

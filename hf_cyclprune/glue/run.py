@@ -1,26 +1,24 @@
 """One GLUE run: arguments -> data -> model -> Trainer -> the files that run_glue writes."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, DatasetDict
 from transformers import (
     DataCollatorWithPadding,
     EvalPrediction,
-    PreTrainedTokenizerBase,
     set_seed,
 )
 from transformers.utils import logging
 
 from hf_cyclprune.glue.arguments import GlueArguments
-from hf_cyclprune.glue.data import HUB_DATASET, label_names, load_task, tokenize
+from hf_cyclprune.glue.data import HUB_DATASET, load_task
+from hf_cyclprune.glue.examples import Examples, make_examples
 from hf_cyclprune.glue.metrics import score
 from hf_cyclprune.glue.model import (
     check_length,
-    from_data,
     load_config,
     load_model,
     load_tokenizer,
@@ -64,7 +62,7 @@ def run_glue(glue: GlueArguments, args: PruningArguments) -> Metrics:
     checkpoint = _claim_output_dir(glue, args)
     set_seed(args.seed)
     run = _Run.prepare(glue, args, task)
-    if args.should_save:
+    if args.should_save and args.do_train:
         save_identity(run.folder, glue)
     metrics: Metrics = {}
     if args.do_train:
@@ -117,54 +115,40 @@ class _Run:
 
     task: GlueTask
     trainer: GlueTrainer
-    train_set: Dataset
-    eval_sets: dict[str, Dataset]
-    """Suffix of the metrics' names -> examples."""
-    predict_sets: dict[str, Dataset]
-    """Suffix of the file's name -> examples."""
+    examples: Examples
 
     @classmethod
     def prepare(cls, glue: GlueArguments, args: PruningArguments, task: GlueTask) -> "_Run":
-        """Cheap checks first, the model last."""
+        """What is wrong with names and data shows before the model is loaded."""
         config = load_config(glue, task)
-        label2id: Any = config.label2id
         tokenizer = load_tokenizer(glue)
-        with args.main_process_first(desc="data"):
+        glue = replace(glue, max_seq_length=check_length(glue, tokenizer))
+        with args.main_process_first(desc="loading the data"):
             splits = load_task(task, glue.dataset_dir, glue.cache_dir)
-            splits = _shorten(glue, task, splits)
         if args.do_predict and not any(name in splits for name in task.test_splits):
             raise ValueError(
                 f"do_predict must have {task.name}/{task.test_splits[0]}.parquet in dataset_dir; "
                 f"got none in '{glue.dataset_dir}'. Add it, or drop do_predict."
             )
         model = load_model(glue, config)
-        with args.main_process_first(desc="tokenization"):
-            data = _tokenize_all(glue, task, splits, tokenizer, label2id)
-        named = dict(zip(task.validation_splits, ("", "_mm"), strict=False))
-        eval_sets = {
-            named.get(name, ""): data[name]
-            for name in (*task.validation_splits, "validation")
-            if name in data
-        }
-        predict_sets = {
-            suffix: data[name]
-            for name, suffix in zip(task.test_splits, ("", "-mm"), strict=False)
-            if name in data
-        }
+        label2id: Any = config.label2id
+        with args.main_process_first(desc="tokenizing the data"):
+            examples = make_examples(glue, task, splits, tokenizer, label2id)
         trainer = GlueTrainer(
             model=model,
             args=args,
-            train_dataset=data["train"] if args.do_train else None,
-            eval_dataset=eval_sets[""],
+            train_dataset=examples.train if args.do_train else None,
+            eval_dataset=examples.evaluation[""],
             processing_class=tokenizer,
             data_collator=DataCollatorWithPadding(
                 tokenizer,
-                **_padding(glue, tokenizer),
+                padding="max_length" if glue.pad_to_max_length else True,
+                max_length=glue.max_seq_length if glue.pad_to_max_length else None,
                 pad_to_multiple_of=8 if args.fp16 else None,
             ),
             compute_metrics=lambda prediction: _score(task, prediction),
         )
-        return cls(task, trainer, data["train"], eval_sets, predict_sets)
+        return cls(task, trainer, examples)
 
     @property
     def folder(self) -> Path:
@@ -172,7 +156,8 @@ class _Run:
 
     def train(self, checkpoint: str | None) -> Metrics:
         result = self.trainer.train(resume_from_checkpoint=checkpoint)
-        metrics = {**result.metrics, "train_samples": len(self.train_set)}
+        num_samples = len(self.examples.train)
+        metrics = {**result.metrics, "train_samples": num_samples, **self._sparsity()}
         self.trainer.save_model()
         self.trainer.log_metrics("train", metrics)
         self.trainer.save_metrics("train", metrics)
@@ -182,7 +167,7 @@ class _Run:
     def evaluate(self) -> Metrics:
         """Metrics of every validation set, and the sparsity of the model."""
         metrics: Metrics = {}
-        for suffix, data in self.eval_sets.items():
+        for suffix, data in self.examples.evaluation.items():
             values = {**self.trainer.evaluate(eval_dataset=data), "eval_samples": len(data)}
             self.trainer.log_metrics(f"eval{suffix}", values)
             metrics |= {
@@ -207,7 +192,7 @@ class _Run:
         return {"sparsity": report.sparsity}
 
     def predict(self) -> None:
-        for suffix, data in self.predict_sets.items():
+        for suffix, data in self.examples.prediction.items():
             output = self.trainer.predict(data, metric_key_prefix="predict")
             rows = list(self._in_words(_outputs(output.predictions)))
             if self.trainer.is_world_process_zero():
@@ -220,42 +205,6 @@ class _Run:
             return (f"{value:.3f}" for value in outputs.reshape(-1))
         names = model.config.id2label
         return (names[int(index)] for index in outputs.argmax(-1))
-
-
-def _tokenize_all(
-    glue: GlueArguments,
-    task: GlueTask,
-    splits: DatasetDict,
-    tokenizer: PreTrainedTokenizerBase,
-    ids: dict[str, int],
-) -> dict[str, Dataset]:
-    data = {}
-    for name, split in splits.items():
-        is_labelled = not task.is_regression and name not in task.test_splits
-        order = from_data(label_names(task, split), ids) if is_labelled else None
-        length = check_length(glue, tokenizer)
-        data[str(name)] = tokenize(task, split, tokenizer, length, order, glue.overwrite_cache)
-    return data
-
-
-def _shorten(glue: GlueArguments, task: GlueTask, splits: DatasetDict) -> DatasetDict:
-    """The first rows of each split, as many as are asked for."""
-
-    def limit(name: str) -> int | None:
-        if name == "train":
-            return glue.max_train_samples
-        return glue.max_predict_samples if name in task.test_splits else glue.max_eval_samples
-
-    limits = {name: limit(str(name)) or len(split) for name, split in splits.items()}
-    return DatasetDict(
-        {name: split.select(range(min(limits[name], len(split)))) for name, split in splits.items()}
-    )
-
-
-def _padding(glue: GlueArguments, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    if not glue.pad_to_max_length:
-        return {"padding": True}
-    return {"padding": "max_length", "max_length": check_length(glue, tokenizer)}
 
 
 def _outputs(predictions: Any) -> Any:

@@ -18,6 +18,7 @@ from hf_cyclprune.training.callback import PruningCallback
 from hf_cyclprune.training.gate import StopGate, held_patience
 from hf_cyclprune.training.loss import is_loss_inflated
 from hf_cyclprune.training.lr import check_restartable, get_restarting_scheduler
+from hf_cyclprune.training.names import save_under_own_names
 
 _PREEMPTION_NAME = "checkpoint-is-incomplete.txt"
 
@@ -33,7 +34,8 @@ class PruningTrainer(Trainer):
     - only evaluations at the target sparsity count for the best model and for early stopping, and
       a stop asked for elsewhere waits for the end of the cycle;
     - checkpoints hold the masks, and resume bit for bit on one CPU process in fp32;
-    - the loss of BERT-style heads is not multiplied by the number of accumulation steps.
+    - the loss of BERT-style heads is not multiplied by the number of accumulation steps;
+    - weights are saved under the model's own names, also where the pretrained file had older ones.
 
     Raises:
         ValueError: a config given twice, or a learning-rate schedule that cannot restart.
@@ -81,6 +83,8 @@ class PruningTrainer(Trainer):
             self._check_config(config)
         is_fixed = config is not None and config.fix_loss_scaling
         has_model = self.model is not None  # a search makes it anew for every trial
+        if has_model and config is not None:
+            save_under_own_names(self._bare_model())
         self.model_accepts_loss_kwargs = self._stock_accepts_loss_kwargs and not (
             is_fixed and has_model and is_loss_inflated(self._bare_model())
         )

@@ -1,0 +1,157 @@
+import json
+
+import pytest
+
+pytest.importorskip("datasets", reason="the extra glue is not installed")
+
+from hf_cyclprune.glue import flags
+from hf_cyclprune.glue.flags import parse_flags
+
+NAMES = ["--task_name", "sst2", "--model_name_or_path", "somewhere"]
+
+
+@pytest.fixture(autouse=True)
+def _no_accelerator(monkeypatch):
+    monkeypatch.setattr(flags, "has_accelerator", lambda: False)
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text: str, name: str = "run.yaml") -> str:
+        (tmp_path / name).write_text(text)
+        return str(tmp_path / name)
+
+    return write
+
+
+def test_flags_of_all_three_kinds_arrive():
+    glue, args = parse_flags([*NAMES, "--sparsity", "0.9", "--num_cycles=2", "--seed", "7"])
+    assert (glue.task_name, glue.model_name_or_path, glue.max_seq_length) == (
+        "sst2",
+        "somewhere",
+        128,
+    )
+    assert (args.sparsity, args.num_cycles, args.seed) == (0.9, 2, 7)
+
+
+def test_without_sparsity_or_pattern_the_run_is_dense():
+    assert parse_flags(NAMES)[1].pruning_config() is None
+    assert parse_flags([*NAMES, "--pattern", "2:4"])[1].pruning_config().target_sparsity == 0.5
+
+
+def test_it_trains_and_evaluates_unless_told_otherwise():
+    def actions(*flags):
+        args = parse_flags([*NAMES, *flags])[1]
+        return args.do_train, args.do_eval, args.do_predict
+
+    assert actions() == (True, True, False)
+    assert actions("--do_train") == (True, False, False)
+    assert actions("--do_eval") == (False, True, False)
+    assert actions("--do_predict") == (False, False, True)
+    assert actions("--do_train", "--eval_strategy", "epoch") == (True, True, False)
+    assert actions("--eval_strategy", "epoch") == (True, True, False)
+
+
+def test_the_cpu_is_chosen_where_there_is_nothing_else(monkeypatch):
+    assert parse_flags([*NAMES, "--bf16"])[1].use_cpu
+    monkeypatch.setattr(flags, "has_accelerator", lambda: True)
+    assert not parse_flags(NAMES)[1].use_cpu
+
+
+def test_the_best_model_is_chosen_by_the_metric_of_the_task():
+    best = ["--load_best_model_at_end", "--eval_strategy", "steps", "--save_strategy", "steps"]
+    mrpc = ["--task_name", "mrpc", "--model_name_or_path", "somewhere"]
+    args = parse_flags([*mrpc, *best])[1]
+    assert (args.metric_for_best_model, args.greater_is_better) == ("combined_score", True)
+    args = parse_flags([*mrpc, *best, "--metric_for_best_model", "loss"])[1]
+    assert (args.metric_for_best_model, args.greater_is_better) == ("loss", False)
+
+
+FILE = {
+    "task_name": "sst2",
+    "model_name_or_path": "somewhere",
+    "sparsity": 0.9,
+    "lr_restarts": False,
+    "targets": ["query", "key"],
+    "lr_scheduler_kwargs": {"num_cycles": 1},
+    "max_train_samples": None,
+}
+
+
+def test_a_json_file_is_the_same_as_flags(write):
+    glue, args = parse_flags([write(json.dumps(FILE), "run.json")])
+    assert (glue.task_name, args.sparsity, args.lr_restarts) == ("sst2", 0.9, False)
+    assert args.targets == ["query", "key"]
+    assert args.lr_scheduler_kwargs == {"num_cycles": 1}
+    assert args.do_train
+
+
+def test_numbers_in_a_yaml_file_may_have_an_exponent(write):
+    text = "task_name: sst2\nmodel_name_or_path: somewhere\nlearning_rate: 3e-4\nbf16: true\n"
+    args = parse_flags([write(text)])[1]
+    assert args.learning_rate == 3e-4
+    assert args.bf16
+
+
+def test_a_flag_overrides_the_file(write):
+    args = parse_flags([write(json.dumps(FILE)), "--sparsity", "0.5", "--targets", "value"])[1]
+    assert (args.sparsity, args.targets) == (0.5, ["value"])
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (
+            [*NAMES, "--sparsety", "0.9"],
+            "flags must be known; got 'sparsety'. Did you mean --spars",
+        ),
+        ([*NAMES, "--num-cycle=2"], "Did you mean --num_cycles?"),
+        ([*NAMES, "stray"], "flags must be known; got 'stray'"),
+        (["--task_name", "sst3", "--model_name_or_path", "x"], "task_name must be one of"),
+        ([*NAMES, "--sparsity", "90"], "Write 0.9 for 90 %"),
+        ([*NAMES, "--num_cycles", "2"], "num_cycles must come with sparsity"),
+        ([*NAMES, "--max_train_samples", "0"], "max_train_samples must be an integer of at least"),
+        (["missing.yaml"], "No such file"),
+    ],
+)
+def test_what_is_wrong_is_named(argv, message):
+    with pytest.raises((ValueError, OSError)) as caught:
+        parse_flags(argv)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- sst2", "FILE must hold names and values"),
+        ("a: [", "FILE must hold names and values"),
+        ("task: sst2", "got 'task'. Did you mean --task_name?"),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_named(write, text, message):
+    with pytest.raises(ValueError, match="must") as caught:
+        parse_flags([write(text)])
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("argv", [[], ["--task_name", "sst2"], [*NAMES, "--num_cycles", "two"]])
+def test_a_missing_or_mistyped_value_ends_with_usage_in_short(argv, capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse_flags(argv)
+    assert caught.value.code == 2
+    assert len(capsys.readouterr().err.splitlines()) < 6
+
+
+def test_help_lists_every_kind_of_flag(capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse_flags(["--help"])
+    assert caught.value.code == 0
+    printed = capsys.readouterr().out
+    for name in (
+        "--task_name",
+        "--sparsity",
+        "--num_cycles",
+        "--learning_rate",
+        "--no_lr_restarts",
+    ):
+        assert name in printed

@@ -1,0 +1,107 @@
+import logging
+
+import pytest
+import torch
+from transformers import AutoConfig, BertConfig, BertForSequenceClassification
+
+from hf_cyclprune.glue.arguments import GlueArguments
+from hf_cyclprune.glue.model import check_length, load_config, load_model, load_tokenizer
+from hf_cyclprune.glue.tasks import TASKS
+
+
+def arguments(folder, task="mnli", **options):
+    return GlueArguments(task, str(folder), **options)
+
+
+@pytest.fixture
+def classifier(tmp_path):
+    """Saves a tiny classifier with these labels in this order."""
+
+    def save(labels, dtype=torch.float32, name="classifier"):
+        shape = {"hidden_size": 8, "num_hidden_layers": 1, "intermediate_size": 8}
+        config = BertConfig(
+            num_attention_heads=1, vocab_size=9, id2label=dict(enumerate(labels)), **shape
+        )
+        config.label2id = {label: i for i, label in enumerate(labels)}
+        BertForSequenceClassification(config).to(dtype).save_pretrained(tmp_path / name)
+        return tmp_path / name
+
+    return save
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_config_names_the_labels_of_the_task(name, tiny_folder):
+    task = TASKS[name]
+    config = load_config(arguments(tiny_folder, name), task)
+    assert tuple(config.id2label.values()) == task.labels
+    assert config.num_labels == len(task.labels)
+    is_regression = config.problem_type == "regression"
+    assert is_regression == (name == "stsb")
+
+
+def test_a_model_keeps_the_order_of_its_own_labels(classifier):
+    folder = classifier(["CONTRADICTION", "ENTAILMENT", "NEUTRAL"])
+    config = load_config(arguments(folder), TASKS["mnli"])
+    assert config.id2label == {0: "contradiction", 1: "entailment", 2: "neutral"}
+    assert config.label2id == {"contradiction": 0, "entailment": 1, "neutral": 2}
+
+
+def test_labels_of_another_task_give_way(classifier):
+    folder = classifier(["negative", "neutral", "positive"])
+    assert load_config(arguments(folder), TASKS["mnli"]).id2label[0] == "entailment"
+
+
+def test_training_is_in_fp32_whatever_was_saved(classifier):
+    glue = arguments(classifier(TASKS["mnli"].labels, torch.bfloat16))
+    model = load_model(glue, load_config(glue, TASKS["mnli"]))
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_a_head_of_another_size_is_refused_unless_it_may_be_new(classifier):
+    folder = classifier(["a", "b"])
+    glue = arguments(folder)
+    config = load_config(glue, TASKS["mnli"])
+    with pytest.raises(ValueError, match=r"must fit mnli, which has 3 outputs.*--ignore_mismatch"):
+        load_model(glue, config)
+    glue = arguments(folder, ignore_mismatched_sizes=True)
+    assert load_model(glue, config).classifier.out_features == 3
+
+
+def test_a_model_that_cannot_be_had_is_one_sentence(tmp_path):
+    (tmp_path / "empty").mkdir()
+    for name in ("/nosuch/folder", "./nosuch", str(tmp_path / "empty"), "some/model"):
+        with pytest.raises(ValueError, match="model_name_or_path must be a folder") as caught:
+            load_config(arguments(name), TASKS["mnli"])
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="tokenizer_name must be a folder"):
+        load_tokenizer(arguments("some/model", tokenizer_name="/nosuch"))
+
+
+def test_pickled_weights_are_refused(classifier):
+    folder = classifier(TASKS["mnli"].labels)
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / "pytorch_model.bin")
+    glue = arguments(folder)
+    with pytest.raises(ValueError, match="must be a folder with a model"):
+        load_model(glue, load_config(glue, TASKS["mnli"]))
+
+
+def test_code_of_the_repository_is_not_run(classifier):
+    folder = classifier(TASKS["mnli"].labels)
+    config = AutoConfig.from_pretrained(folder)
+    config.auto_map = {"AutoConfig": "evil.Config"}
+    config.model_type = "evil"
+    config.save_pretrained(folder)
+    text = (folder / "config.json").read_text().replace('"model_type": "bert"', '"model_type": "e"')
+    (folder / "config.json").write_text(text)
+    (folder / "evil.py").write_text("raise SystemExit('ran')\n")
+    with pytest.raises(ValueError, match="model_name_or_path must be a folder"):
+        load_config(arguments(folder), TASKS["mnli"])
+
+
+def test_a_longer_length_than_the_models_is_cut_with_a_warning(tiny_folder, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    tokenizer = load_tokenizer(arguments(tiny_folder))
+    assert check_length(arguments(tiny_folder, max_seq_length=16), tokenizer) == 16
+    longest = tokenizer.model_max_length
+    assert check_length(arguments(tiny_folder, max_seq_length=10 * longest), tokenizer) == longest

@@ -1,0 +1,221 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification
+
+from hf_cyclprune.cli import main
+from hf_cyclprune.glue.tasks import TASKS
+from tests.hub.repos import add_tiny_bert, add_tiny_glue
+from tests.hub.server import HubServer
+
+TIMES = ("runtime", "per_second", "preparation_time")
+
+
+def results(folder):
+    """all_results.json without what is measured by the clock."""
+    values = json.loads((folder / "all_results.json").read_text())
+    return {k: v for k, v in values.items() if not any(time in k for time in TIMES)}
+
+
+def check_results(folder, name):
+    task = TASKS[name]
+    values = results(folder)
+    suffixes = ("", "_mm") if name == "mnli" else ("",)
+    for suffix in suffixes:
+        for metric in task.metrics:
+            assert -1 <= values[f"eval_{metric}{suffix}"] <= 1
+        assert values[f"eval_samples{suffix}"] > 0
+        assert values[f"eval_loss{suffix}"] > 0
+    assert any(key.endswith("_mm") for key in values) == (name == "mnli")
+    assert ("eval_combined_score" in values) == (len(task.metrics) > 1)
+    assert values["train_loss"] > 0
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_task_runs_from_disk(name, flags, tmp_path):
+    assert main(["glue", *flags(name, "--sparsity", 0.8, "--num_cycles", 2)]) == 0
+    folder = tmp_path / "out"
+    check_results(folder, name)
+    config = json.loads((folder / "config.json").read_text())
+    assert list(config["id2label"].values()) == list(TASKS[name].labels)
+    weights = load_file(folder / "model.safetensors")
+    targets = [w for n, w in weights.items() if ".layer." in n and w.ndim == 2]
+    zeros = sum(int((w == 0).sum()) for w in targets)
+    assert zeros / sum(w.numel() for w in targets) == results(folder)["sparsity"]
+    assert results(folder)["sparsity"] == pytest.approx(0.8, abs=1e-3)
+    assert json.loads((folder / "pruning_config.json").read_text())["sparsity"] == 0.8
+    report = json.loads((folder / "sparsity_report.json").read_text())
+    assert [cycle["cycle"] for cycle in report["cycles"]] == [1, 2]
+
+
+HUB = """
+import sys
+from hf_cyclprune.cli import main
+from hf_cyclprune.glue.tasks import TASKS
+for name in TASKS:
+    flags = ["--task_name", name, "--model_name_or_path", "google-bert/bert-base-uncased"]
+    flags += ["--output_dir", f"{sys.argv[1]}/{name}", "--max_steps", "2"]
+    flags += ["--do_train", "--do_eval", "--do_predict", "--pattern", "2:4"]
+    flags += ["--num_cycles", "1", "--report_to", "none"]
+    assert main(["glue", *flags, "--max_seq_length", "32", "--save_strategy", "no"]) == 0, name
+"""
+
+
+def test_every_task_runs_with_the_names_of_the_hub(tmp_path):
+    with HubServer() as hub:
+        add_tiny_bert(hub)
+        add_tiny_glue(hub, num_rows=8)
+        environment = {**os.environ, **hub.environment(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-c", HUB, str(tmp_path)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name, task in TASKS.items():
+        check_results(tmp_path / name, name)
+        assert results(tmp_path / name)["sparsity"] == 0.5
+        files = sorted(path.name for path in (tmp_path / name).glob("predict_results_*"))
+        matched = [f"predict_results_{name}.txt"]
+        assert files == (["predict_results_mnli-mm.txt", *matched] if name == "mnli" else matched)
+        head, *rows = (tmp_path / name / matched[0]).read_text().splitlines()
+        assert head == "index\tprediction"
+        values = [row.split("\t")[1] for row in rows]
+        assert len(values) == 8
+        if task.is_regression:
+            assert all(isinstance(float(value), float) for value in values)
+        else:
+            assert set(values) <= set(task.labels)
+
+
+def test_without_sparsity_the_run_is_dense(flags, tmp_path):
+    assert main(["glue", *flags("sst2")]) == 0
+    assert results(tmp_path / "out")["sparsity"] == 0
+    assert not (tmp_path / "out" / "pruning_config.json").exists()
+
+
+def test_a_config_file_does_the_same(flags, tmp_path):
+    given = flags("sst2")[:-1]
+    values = {name[2:]: value for name, value in zip(given[::2], given[1::2], strict=True)}
+    (tmp_path / "run.json").write_text(json.dumps({**values, "sparsity": 0.5, "num_cycles": 1}))
+    assert main(["glue", str(tmp_path / "run.json")]) == 0
+    assert results(tmp_path / "out")["sparsity"] == pytest.approx(0.5, abs=1e-3)
+
+
+def test_a_finished_model_is_evaluated_again_with_the_same_result(flags, tmp_path):
+    assert main(["glue", *flags("mrpc", "--sparsity", 0.8, "--num_cycles", 1)]) == 0
+    trained = results(tmp_path / "out")
+    again = flags("mrpc", "--output_dir", tmp_path / "again", "--do_eval", model=tmp_path / "out")
+    assert main(["glue", *again]) == 0
+    evaluated = results(tmp_path / "again")
+    for key in ("eval_loss", "eval_accuracy", "eval_f1", "eval_samples", "sparsity"):
+        assert evaluated[key] == trained[key], key
+    assert "train_loss" not in evaluated
+
+
+def test_a_models_own_label_order_is_kept(flags, tmp_path):
+    """The same model with its labels, and the rows of its head, the other way round."""
+    assert main(["glue", *flags("rte", "--seed", 3)]) == 0
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    with torch.no_grad():
+        for parameter in model.classifier.parameters():
+            parameter.copy_(parameter.flip(0))
+    model.config.id2label = {0: "not_entailment", 1: "entailment"}
+    model.config.label2id = {"not_entailment": 0, "entailment": 1}
+    turned = tmp_path / "turned"
+    model.save_pretrained(turned)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (turned / file).write_bytes((tmp_path / "out" / file).read_bytes())
+    assert (
+        main(["glue", *flags("rte", "--output_dir", tmp_path / "b", "--do_eval", model=turned)])
+        == 0
+    )
+    assert results(tmp_path / "b")["eval_loss"] == pytest.approx(
+        results(tmp_path / "out")["eval_loss"], rel=1e-5
+    )
+
+
+def test_limits_pad_and_cache(flags, tmp_path):
+    more = ("--max_train_samples", 8, "--max_eval_samples", 5, "--pad_to_max_length")
+    assert main(["glue", *flags("cola", *more)]) == 0
+    values = results(tmp_path / "out")
+    assert (values["train_samples"], values["eval_samples"]) == (8, 5)
+
+
+RESUMED = ("--max_steps", 400, "--save_steps", 25, "--save_total_limit", 1, "--sparsity", 0.8)
+
+
+def command(argv):
+    return [sys.executable, "-m", "hf_cyclprune.cli", "glue", *argv]
+
+
+def test_a_killed_run_goes_on_to_the_same_results(flags, tmp_path):
+    """SIGKILL once the first checkpoints are there; the same command with True ends the run."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert main(["glue", *flags("stsb", *RESUMED, "--output_dir", whole)]) == 0
+    argv = flags("stsb", *RESUMED, "--output_dir", killed, "--resume_from_checkpoint", "True")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command(argv), env=environment, stderr=subprocess.DEVNULL)
+    try:
+        while not list(killed.glob("checkpoint-*/trainer_state.json")):
+            assert process.poll() is None, "ended before its first checkpoint"
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    finally:
+        process.kill()
+        process.wait()
+    assert not (killed / "all_results.json").exists(), "it was stopped in the middle"
+    assert main(["glue", *argv]) == 0
+    assert results(killed) == results(whole)
+    for name, weight in load_file(whole / "model.safetensors").items():
+        assert torch.equal(load_file(killed / "model.safetensors")[name], weight), name
+
+
+@pytest.fixture
+def refused(capsys):
+    """Asserts that a command is refused with one line on stderr, and returns the line."""
+
+    def run(argv):
+        assert main(["glue", *argv]) == 1
+        lines = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+        assert len(lines) == 1
+        assert lines[0].startswith("hf-cyclprune: error: ")
+        return lines[0]
+
+    return run
+
+
+def test_bad_input_is_one_sentence_and_nothing_is_written(flags, refused, tmp_path, tiny_folder):
+    assert "must be one of cola" in refused(flags("sst5"))
+    assert "must hold sst2/train.parquet" in refused(flags("sst2", "--dataset_dir", tmp_path))
+    assert "which is no folder with a config" in refused(flags("sst2", model="/nosuch"))
+    assert "name of one on the Hub; got 'some/model'" in refused(flags("sst2", model="some/model"))
+    assert "fp16 must have an accelerator" in refused(flags("sst2", "--fp16"))
+    assert "--tf32 requires" in refused(flags("sst2", "--tf32", "true"))
+    assert "must come with do_train" in refused(flags("sst2", "--sparsity", 0.5, "--do_eval"))
+    assert "do_train, do_eval, do_predict" in refused(flags("sst2", "--do_train", "False"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_predictions_need_a_test_set(flags, refused, tmp_path, glue_folder):
+    folder = tmp_path / "data" / "sst2"
+    folder.mkdir(parents=True)
+    for split in ("train", "validation"):
+        file = f"{split}.parquet"
+        (folder / file).write_bytes((glue_folder / "sst2" / file).read_bytes())
+    line = refused(flags("sst2", "--do_predict", "--dataset_dir", tmp_path / "data"))
+    assert "do_predict must have sst2/test.parquet" in line
+
+
+def test_an_output_dir_that_holds_another_run_is_left_alone(flags, refused, tmp_path):
+    assert main(["glue", *flags("sst2", "--max_steps", 2)]) == 0
+    before = {path: path.stat().st_mtime_ns for path in Path(tmp_path / "out").rglob("*")}
+    assert "output_dir must be new or empty" in refused(flags("sst2"))
+    line = refused(flags("rte", "--resume_from_checkpoint", "True"))
+    assert "task_name must be 'sst2' to resume" in line
+    assert before == {path: path.stat().st_mtime_ns for path in Path(tmp_path / "out").rglob("*")}

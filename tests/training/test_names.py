@@ -1,0 +1,86 @@
+"""Models from old files, whose LayerNorms are called gamma and beta, as bert-base-uncased's are."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification, Trainer
+
+from hf_cyclprune import PruningConfig, PruningTrainer
+
+CONFIG = PruningConfig(sparsity=0.5, num_cycles=2)
+
+
+@pytest.fixture(params=["gamma", "weight"])
+def load(request, tiny_bert, tmp_path):
+    """Loads a tiny BERT from a file with the old or the new names."""
+    model = tiny_bert()
+    with torch.no_grad():
+        model.bert.embeddings.LayerNorm.weight.add_(0.25)
+    model.save_pretrained(tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    old = {"LayerNorm.weight": f"LayerNorm.{request.param}"}
+    old["LayerNorm.bias"] = "LayerNorm.beta" if request.param == "gamma" else "LayerNorm.bias"
+
+    def rename(name):
+        for new, former in old.items():
+            name = name.replace(new, former)
+        return name
+
+    weights = {rename(name): weight for name, weight in load_file(file).items()}
+    save_file(weights, file, metadata={"format": "pt"})
+    return lambda: AutoModelForSequenceClassification.from_pretrained(tmp_path / "model")
+
+
+def test_files_have_the_names_of_the_model(load, train, tmp_path):
+    model = load()
+    trainer = train(PruningTrainer, model=model, pruning_config=CONFIG)
+    trainer.save_model(tmp_path / "saved")
+    assert load_file(tmp_path / "saved" / "model.safetensors").keys() == model.state_dict().keys()
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved")
+    for name, weight in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], weight), name
+
+
+def test_a_resumed_run_has_its_layer_norms(load, train, tmp_path):
+    args = {"save_strategy": "steps", "save_steps": 10}
+    whole = train(PruningTrainer, args=args, model=load(), pruning_config=CONFIG)
+    checkpoint = tmp_path / "out" / "checkpoint-20"
+    resumed = train(
+        PruningTrainer, args=args, model=load(), pruning_config=CONFIG, resume=str(checkpoint)
+    )
+    for name, weight in whole.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[name], weight), name
+
+
+def test_the_best_model_has_its_layer_norms(load, train, tmp_path):
+    """Every evaluation is worse than the one before: the best is the first at the target."""
+    values = iter(range(100, 0, -1))
+    args = {
+        "save_strategy": "steps",
+        "eval_strategy": "steps",
+        "save_steps": 5,
+        "eval_steps": 5,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "value",
+        "greater_is_better": True,
+    }
+    trainer = train(
+        PruningTrainer,
+        args=args,
+        model=load(),
+        pruning_config=CONFIG,
+        compute_metrics=lambda prediction: {"value": next(values)},
+    )
+    best = load_file(f"{trainer.state.best_model_checkpoint}/model.safetensors")
+    assert trainer.state.best_global_step < 40
+    for name, weight in trainer.model.state_dict().items():
+        assert torch.equal(best[name], weight), name
+
+
+def test_without_a_config_nothing_is_changed(load, train, tmp_path):
+    names = []
+    for cls in (Trainer, PruningTrainer):
+        trainer = train(cls, model=load())
+        trainer.save_model(tmp_path / cls.__name__)
+        names.append(load_file(tmp_path / cls.__name__ / "model.safetensors").keys())
+    assert names[0] == names[1]
