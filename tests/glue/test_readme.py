@@ -1,0 +1,52 @@
+"""The GLUE commands of the README, as written, with the real names on a loopback Hub."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.hub.repos import add_tiny_bert, add_tiny_glue
+from tests.hub.server import HubServer
+
+README = (Path(__file__).parent.parent.parent / "README.md").read_text(encoding="utf-8")
+RUN = """
+import json, sys
+from hf_cyclprune.cli import main
+for argv in json.loads(sys.argv[1]):
+    assert main(argv) == 0, argv
+"""
+
+
+def test_every_command_of_the_glue_section_runs(tmp_path):
+    (block,) = re.findall(r"<!-- glue commands -->\n```\n(.*?)```", README, re.DOTALL)
+    commands = [shlex.split(line) for line in block.splitlines()]
+    assert len(commands) > 3
+    assert {command[0] for command in commands} == {"hf-cyclprune"}
+    with HubServer() as hub:
+        add_tiny_bert(hub)
+        add_tiny_glue(hub, num_rows=24)
+        environment = {**os.environ, **hub.environment(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
+        argv = [sys.executable, "-c", RUN, json.dumps([command[1:] for command in commands])]
+        done = subprocess.run(
+            argv, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+    assert done.returncode == 0, done.stderr[-3000:]
+    sparsity = {
+        folder: json.loads((tmp_path / folder / "all_results.json").read_text())["sparsity"]
+        for folder in ("sst2", "mnli", "rte_dense")
+    }
+    assert sparsity == {"sst2": 0.7998046875, "mnli": 0.5, "rte_dense": 0.0}
+    assert (tmp_path / "sst2_predictions" / "predict_results_sst2.txt").is_file()
+
+
+def test_accelerate_launches_it(flags, tmp_path):
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    argv = [*launch, "-m", "hf_cyclprune.cli", "glue", *flags("sst2", "--sparsity", 0.5)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "out" / "all_results.json").is_file()
