@@ -1,5 +1,8 @@
 """Cyclical pruning of BERT-style models while Hugging Face transformers fine-tunes them."""
 
+import hf_cyclprune.checkpoints.quantizer  # noqa: F401, lets from_pretrained read packed folders
+from hf_cyclprune.checkpoints.packed import load_packed, pack, save_packed, unpack
+from hf_cyclprune.checkpoints.weights import verify
 from hf_cyclprune.config import PruningConfig, load_config, save_config
 from hf_cyclprune.one_shot import prune_
 from hf_cyclprune.pruning.pruner import Pruner
@@ -22,6 +25,11 @@ __all__ = [
     "find_targets",
     "get_restarting_scheduler",
     "load_config",
+    "load_packed",
+    "pack",
     "prune_",
     "save_config",
+    "save_packed",
+    "unpack",
+    "verify",
 ]

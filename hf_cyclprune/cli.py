@@ -6,12 +6,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 import transformers
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
+from hf_cyclprune.checkpoints.packed import pack, unpack
+from hf_cyclprune.checkpoints.weights import verify
 from hf_cyclprune.config import CONFIG_NAME, load_config
 from hf_cyclprune.pruning.targets import exact_expressions
 from hf_cyclprune.reporting.report import CHECKED_PATTERNS, SparsityReport, load_run
+
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,6 +50,24 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--json", action="store_true", help="print JSON instead of a table")
     report.set_defaults(run=_report)
 
+    pack = verbs.add_parser("pack", help="write a model smaller, its sparse weights packed")
+    pack.add_argument("source", metavar="IN", help="a folder with config.json and safetensors")
+    pack.add_argument("target", metavar="OUT", help="a new folder")
+    pack.add_argument(
+        "--dtype", choices=DTYPES, help="convert first, which changes the weights (default: keep)"
+    )
+    pack.set_defaults(run=_pack)
+
+    unpack = verbs.add_parser("unpack", help="write a packed model as an ordinary dense one")
+    unpack.add_argument("source", metavar="IN", help="a packed folder")
+    unpack.add_argument("target", metavar="OUT", help="a new folder")
+    unpack.set_defaults(run=_unpack)
+
+    verify = verbs.add_parser("verify", help="compare the weights of two folders bit by bit")
+    verify.add_argument("a", metavar="A", help="a folder with a model, dense or packed")
+    verify.add_argument("b", metavar="B", help="another one")
+    verify.set_defaults(run=_verify)
+
     demo = verbs.add_parser("demo", help="prune a small BERT on a small task, without a network")
     demo.add_argument("--output_dir", help="keep the pruned model there (default: do not keep it)")
     demo.set_defaults(run=_demo)
@@ -68,6 +91,32 @@ def _demo(options: argparse.Namespace) -> None:
     from hf_cyclprune.demo.run import run_demo  # needs the packages of the extra
 
     run_demo(options.output_dir)
+
+
+def _pack(options: argparse.Namespace) -> None:
+    dtype = None if options.dtype is None else getattr(torch, options.dtype)
+    pack(options.source, options.target, dtype)
+    before, after = (_weight_bytes(folder) for folder in (options.source, options.target))
+    print(f"{before:,} bytes of weights -> {after:,} ({after / before:.1%})")
+    if dtype is not None:
+        print(
+            f"The weights were rounded to {options.dtype}: they are not those of the model in IN."
+        )
+
+
+def _weight_bytes(folder: str) -> int:
+    return sum(path.stat().st_size for path in Path(folder).glob("*.safetensors"))
+
+
+def _unpack(options: argparse.Namespace) -> None:
+    unpack(options.source, options.target)
+
+
+def _verify(options: argparse.Namespace) -> None:
+    difference = verify(options.a, options.b)
+    if difference is not None:
+        raise ValueError(f"the weights must be the same; got: {difference}.")
+    print("The same tensors, bit by bit.")
 
 
 def report_folder(folder: str | Path) -> SparsityReport:

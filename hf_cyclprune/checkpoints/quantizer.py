@@ -1,0 +1,148 @@
+"""`from_pretrained` for packed folders, once this module is imported.
+
+transformers lets other libraries register a quantizer. Ours gives an ordinary dense model: it names
+the file of the weights, checks what is in it, decodes each blob where transformers would convert a
+weight, and leaves no trace on model and config.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.core_model_loading import ConversionOps, WeightConverter
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from hf_cyclprune.checkpoints.codec import PackedError, decode
+from hf_cyclprune.checkpoints.container import SUFFIX, check_file
+from hf_cyclprune.checkpoints.facts import METHOD, Facts
+
+
+@register_quantization_config(METHOD)
+class PackedConfig(QuantizationConfigMixin):
+    """The entry "quantization_config" of a packed config.json."""
+
+    dequantize = True  # the model that comes out is an ordinary one
+
+    def __init__(self, **values: Any) -> None:
+        self.quant_method: Any = METHOD
+        self.facts = Facts.from_dict({"quant_method": METHOD, **values}, "the packed model")
+
+    def to_dict(self) -> dict[str, Any]:
+        return self.facts.to_dict()
+
+
+@register_quantizer(METHOD)
+class PackedQuantizer(HfQuantizer):
+    """Decodes packed weights while a model loads.
+
+    Raises:
+        PackedError: the packed model is damaged; names the file or the tensor.
+    """
+
+    def __init__(self, quantization_config: PackedConfig, **kwargs: Any) -> None:
+        super().__init__(quantization_config, **kwargs)
+        self.facts = quantization_config.facts
+        self.failure: PackedError | None = None
+        self.dtypes: dict[str, torch.dtype] = {}
+        """Of every tensor of the model, as it was asked for."""
+
+    def is_serializable(self, *args: Any, **kwargs: Any) -> bool:
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        return True
+
+    # Called with the config before the files are looked for: 5.0 has the one, 5.23 the other.
+
+    def update_tp_plan(self, config: Any) -> Any:
+        return self.update_attn_implementation(config)
+
+    def update_ep_plan(self, config: Any) -> Any:
+        return config
+
+    def update_attn_implementation(self, config: Any) -> Any:
+        config.transformers_weights = self.facts.weights
+        return config
+
+    def _process_model_before_weight_loading(
+        self, model: Any, checkpoint_files: Any = None, **kwargs: Any
+    ) -> Any:
+        found: list[str] = []
+        for file in checkpoint_files or []:
+            found += [name.removesuffix(SUFFIX) for name in check_file(Path(file))]
+        self.facts.check_names("the packed model", found)
+        self.dtypes = {name: tensor.dtype for name, tensor in _tensors(model)}
+        return model
+
+    def get_weight_conversions(self) -> list[Any]:
+        """One for each last part of a name, such as "weight"."""
+        leaves = sorted({name.rpartition(".")[2] for name in self.facts.tensors})
+        return [
+            WeightConverter(
+                source_patterns=[leaf + SUFFIX],
+                target_patterns=[leaf],
+                operations=[Unpack(self)],
+            )
+            for leaf in leaves
+        ]
+
+    def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        if self.failure is not None:
+            raise self.failure
+        for name, tensor in _tensors(model):  # 5.0 leaves those that are stored as they are
+            if tensor.dtype != self.dtypes.get(name, tensor.dtype):
+                tensor.data = tensor.data.to(self.dtypes[name])
+        conversions = getattr(model, "_weight_conversions", None) or []
+        model._weight_conversions = [c for c in conversions if not _is_ours(c)]
+        if "transformers_weights" in model.config.__dict__:
+            del model.config.transformers_weights
+        return model
+
+
+class Unpack(ConversionOps):
+    """Blob -> weight, in the dtype that the model is loaded in."""
+
+    def __init__(self, quantizer: PackedQuantizer) -> None:
+        # transformers does not cast the inputs of an operation that has a quantizer
+        self.hf_quantizer = quantizer
+
+    def __deepcopy__(self, memo: Any) -> "Unpack":
+        return self  # one quantizer for all weights: it collects the failure
+
+    def convert(
+        self,
+        input_dict: dict[str, Any],
+        source_patterns: list[str],
+        target_patterns: list[str],
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        name: str = kwargs["full_layer_name"]
+        (value,) = input_dict.values()
+        blob = value[0] if isinstance(value, list) else value
+        expected = _find(kwargs["model"], name)
+        try:
+            tensor = decode(blob.cpu().numpy(), name, expected.shape)
+        except PackedError as error:
+            # transformers would turn an exception into a report without the reason
+            self.hf_quantizer.failure = self.hf_quantizer.failure or error
+            tensor = torch.zeros(expected.shape)
+        return {target_patterns[0]: tensor.to(expected.dtype)}
+
+
+def _tensors(model: Any) -> list[tuple[str, Tensor]]:
+    return [*model.named_parameters(), *model.named_buffers()]
+
+
+def _find(model: Any, name: str) -> Tensor:
+    """A parameter or buffer, which may still be empty."""
+    path, _, leaf = name.rpartition(".")
+    tensor: Tensor = getattr(model.get_submodule(path), leaf)
+    return tensor
+
+
+def _is_ours(conversion: Any) -> bool:
+    return any(isinstance(op, Unpack) for op in getattr(conversion, "operations", ()))
