@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         options.run(options)
     except (ValueError, OSError, ImportError) as error:
-        print(f"hf-cyclprune: error: {error}", file=sys.stderr)
+        print(f"hf-cyclprune: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     return 0
 

@@ -1,11 +1,14 @@
 """GLUE from the Hub or from a folder, tokenized."""
 
+import glob
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import ClassLabel, Dataset, DatasetDict, Value, load_dataset
+from datasets import ClassLabel, Dataset, Value, load_dataset
+from datasets.exceptions import DatasetsError
 from transformers import PreTrainedTokenizerBase
 
 from hf_cyclprune.glue.tasks import GlueTask
@@ -14,15 +17,18 @@ HUB_DATASET = "nyu-mll/glue"
 
 
 def load_task(
-    task: GlueTask, dataset_dir: str | None = None, cache_dir: str | None = None
-) -> DatasetDict:
-    """All splits of a task.
+    task: GlueTask,
+    wanted: Sequence[str],
+    dataset_dir: str | None = None,
+    cache_dir: str | None = None,
+) -> dict[str, Dataset]:
+    """Splits of a task, with its columns and, but for the test sets, its labels.
 
     Args:
         task: which.
-        dataset_dir: a folder with TASK/train.parquet, TASK/validation.parquet, for mnli
-            validation_matched and validation_mismatched (or validation alone), and perhaps test;
-            None takes the Hub's.
+        wanted: of "train", "validation" and "test"; mnli has two of the last two, and a folder may
+            hold a single `validation` instead.
+        dataset_dir: a folder with TASK/SPLIT.parquet; None takes the Hub's GLUE.
         cache_dir: where downloads are kept.
 
     Raises:
@@ -30,81 +36,121 @@ def load_task(
         ConnectionError: the Hub cannot be reached.
     """
     if dataset_dir is None:
-        splits = _load_from_hub(task, cache_dir)
+        names = [name for kind in wanted for name in task.splits(kind)]
+        loaded = _load_from_hub(task, cache_dir)
+        splits = {name: loaded[name] for name in names}
     else:
-        files = _find_files(task, Path(dataset_dir))
-        splits = load_dataset("parquet", data_files=files, cache_dir=cache_dir)
-    assert isinstance(splits, DatasetDict)
-    for name, split in splits.items():
-        _check_columns(task, str(name), split)
-    return splits
+        files = _find_files(task, Path(dataset_dir).expanduser(), wanted)
+        splits = {name: _load_file(file, cache_dir) for name, file in files.items()}
+    return {name: _select(task, name, split) for name, split in splits.items()}
 
 
 def _load_from_hub(task: GlueTask, cache_dir: str | None) -> Any:
     try:
         return load_dataset(HUB_DATASET, task.name, cache_dir=cache_dir)
-    except ConnectionError as error:
+    except (OSError, DatasetsError) as error:
         raise ConnectionError(
             f"the Hub must be reachable to load {HUB_DATASET}; got: {error}. Check the network, or "
             "pass --dataset_dir with a folder that holds the task."
         ) from error
 
 
-def _find_files(task: GlueTask, folder: Path) -> dict[str, str]:
-    present = {path.stem: str(path) for path in sorted((folder / task.name).glob("*.parquet"))}
-    wanted = ("train", *task.validation_splits)
-    missing = [split for split in wanted if split not in present]
-    if missing and len(task.validation_splits) > 1 and "validation" in present:
-        missing = [split for split in missing if split == "train"]
-    if missing:
+def _load_file(file: Path, cache_dir: str | None) -> Any:
+    try:
+        # datasets takes the path as a pattern
+        return Dataset.from_parquet(glob.escape(str(file)), cache_dir=cache_dir)
+    except (DatasetsError, OSError, ValueError) as error:
         raise ValueError(
-            f"dataset_dir must hold {task.name}/{missing[0]}.parquet; got '{folder}' without it. "
-            "Leave dataset_dir out to load GLUE from the Hub."
-        )
-    known = {*wanted, *task.test_splits, "validation"}
-    return {split: file for split, file in present.items() if split in known}
+            f"{file} must be a parquet file with rows; got: {error}. Write it again."
+        ) from error
 
 
-def _check_columns(task: GlueTask, split: str, data: Dataset) -> None:
-    is_test = split in task.test_splits
-    wanted = task.columns if is_test else (*task.columns, "label")
+def _find_files(task: GlueTask, folder: Path, wanted: Sequence[str]) -> dict[str, Path]:
+    files: dict[str, Path] = {}
+    for kind in wanted:
+        names = task.splits(kind)
+        paths = [folder / task.name / f"{name}.parquet" for name in names]
+        single = folder / task.name / f"{kind}.parquet"
+        if kind == "validation" and single.is_file() and not any(p.is_file() for p in paths):
+            names, paths = (kind,), [single]
+        for name, path in zip(names, paths, strict=True):
+            if not path.is_file():
+                raise ValueError(
+                    f"dataset_dir must hold {task.name}/{path.name}; got '{folder}' without it. "
+                    "Add it, or leave dataset_dir out to load GLUE from the Hub."
+                )
+            files[name] = path
+    return files
+
+
+def _select(task: GlueTask, split: str, data: Dataset) -> Dataset:
+    """The columns of the task, checked."""
+    wanted = task.columns if split in task.splits("test") else (*task.columns, "label")
     missing = [c for c in wanted if c not in data.column_names]
     if missing:
         raise ValueError(
             f"the {split} split of {task.name} must have the columns {', '.join(wanted)}; got "
             f"{', '.join(data.column_names)}. Rename the one that holds '{missing[0]}'."
         )
+    data = data.select_columns(list(wanted))
+    if not len(data):
+        raise ValueError(f"the {split} split of {task.name} must have rows; got none. Add some.")
     for column in task.columns:
-        if data.features[column] not in (Value("string"), Value("large_string")):
-            raise ValueError(
-                f"the column '{column}' of {task.name}/{split} must hold texts; got "
-                f"{data.features[column]}. Write it as strings."
-            )
-    if not is_test:
-        _check_labels(task, split, np.asarray(data.with_format("numpy")["label"][:]))
+        _check_texts(task, split, column, data)
+    if "label" in wanted:
+        _check_labels(task, split, data)
+    return data
 
 
-def _check_labels(task: GlueTask, split: str, labels: Any) -> None:
-    if task.is_regression:
-        is_right = labels.dtype.kind in "iuf" and bool(np.isfinite(labels).all())
-        rule = "finite numbers"
-    else:
-        last = len(task.labels) - 1
-        is_right = labels.dtype.kind in "iu" and bool(((labels >= 0) & (labels <= last)).all())
-        rule = f"the integers 0 to {last} ({', '.join(task.labels)})"
-    if not is_right:
-        odd = sorted(set(labels.tolist()), key=str)[:4]
+def _check_texts(task: GlueTask, split: str, column: str, data: Dataset) -> None:
+    kind, num_nulls = data.features[column], data.data.column(column).null_count
+    if num_nulls or kind not in (Value("string"), Value("large_string")):
+        got = f"{num_nulls} without a value" if num_nulls else str(kind)
         raise ValueError(
-            f"the column 'label' of {task.name}/{split} must hold {rule}; got "
-            f"{', '.join(map(str, odd))} .. ({labels.dtype}). Write the labels so."
+            f"the column '{column}' of {task.name}/{split} must hold texts; got {got}. Write "
+            "strings in every row."
         )
 
 
+def _check_labels(task: GlueTask, split: str, data: Dataset) -> None:
+    kinds = "iuf" if task.is_regression else "iu"
+    last = math.inf if task.is_regression else len(task.labels) - 1
+    is_flat = isinstance(data.features["label"], Value | ClassLabel)
+    has_nulls = bool(data.data.column("label").null_count)
+    labels = np.asarray(data.with_format("numpy")["label"][:]) if is_flat else np.zeros(0, object)
+    if labels.dtype.kind not in kinds:
+        odd = [str(data.features["label"])]
+    else:
+        odd = [str(x) for x in np.unique(labels[~((labels >= 0) & (labels <= last))])]
+    if has_nulls:
+        odd = ["rows without a label"]
+    if odd:
+        rule = "numbers from 0 on"
+        if not task.is_regression:
+            rule = f"the integers 0 to {last} ({', '.join(task.labels)})"
+        raise ValueError(
+            f"the column 'label' of {task.name}/{split} must hold {rule}; got "
+            f"{', '.join(odd[:4])}. Write the labels so."
+        )
+    label_names(task, data)
+
+
 def label_names(task: GlueTask, data: Dataset) -> Sequence[str]:
-    """The task's labels in the order of the ids in `data`, which may name its own order."""
+    """The task's labels in the order of the ids in `data`, which may name its own order.
+
+    Raises:
+        ValueError: it names other labels.
+    """
     feature = data.features["label"]
-    named = tuple(feature.names) if isinstance(feature, ClassLabel) else ()
-    return named if set(named) == set(task.labels) else task.labels
+    named = tuple(n.lower() for n in feature.names) if isinstance(feature, ClassLabel) else ()
+    if not named or all(name.isdecimal() for name in named):
+        return task.labels
+    if set(named) != set(task.labels):
+        raise ValueError(
+            f"the labels of {task.name} must be {', '.join(task.labels)}; got "
+            f"{', '.join(named)}. Rename them, or store plain integers."
+        )
+    return named
 
 
 def tokenize(
@@ -115,12 +161,12 @@ def tokenize(
     label_ids: Sequence[int] | None = None,
     overwrite_cache: bool = False,
 ) -> Dataset:
-    """Token ids, and labels where there are any but unknown ones; not padded; cached by datasets.
+    """Token ids, and labels where there are any; not padded; cached by datasets.
 
     Args:
         label_ids: the id to train with for each id of the data; None leaves them.
     """
-    has_labels = "label" in data.column_names and -1 not in data.unique("label")
+    has_labels = "label" in data.column_names
 
     def encode(rows: dict[str, list[Any]]) -> dict[str, Any]:
         texts = [rows[column] for column in task.columns]

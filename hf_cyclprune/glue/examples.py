@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from datasets import Dataset, DatasetDict
+from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from hf_cyclprune.glue.arguments import GlueArguments
@@ -13,9 +13,9 @@ from hf_cyclprune.glue.tasks import GlueTask
 
 @dataclass(frozen=True)
 class Examples:
-    """Tokenized examples, not padded."""
+    """Tokenized examples, not padded; what was not loaded is not there."""
 
-    train: Dataset
+    train: Dataset | None
     evaluation: dict[str, Dataset]
     """Suffix of the metrics' names -> validation set: "", and "_mm" for mnli's mismatched one."""
     prediction: dict[str, Dataset]
@@ -25,7 +25,7 @@ class Examples:
 def make_examples(
     glue: GlueArguments,
     task: GlueTask,
-    splits: DatasetDict,
+    splits: Mapping[str, Dataset],
     tokenizer: PreTrainedTokenizerBase,
     ids: Mapping[str, int],
 ) -> Examples:
@@ -38,21 +38,23 @@ def make_examples(
     def encode(name: str, limit: int | None) -> Dataset:
         split = splits[name]
         split = split if limit is None else split.select(range(min(limit, len(split))))
-        is_labelled = not task.is_regression and name not in task.test_splits
-        order = [ids[label] for label in label_names(task, split)] if is_labelled else None
+        is_mapped = not task.is_regression and "label" in split.column_names
+        order = [ids[label] for label in label_names(task, split)] if is_mapped else None
         return tokenize(task, split, tokenizer, glue.max_seq_length, order, glue.overwrite_cache)
 
-    names = dict.fromkeys((*task.validation_splits, "validation"))
-    validation = [name for name in names if name in splits]
-    test = [name for name in task.test_splits if name in splits]
+    validation = dict.fromkeys(("validation", *task.splits("validation")), "")
+    validation["validation_mismatched"] = "_mm"
+    test = {"test": "", "test_matched": "", "test_mismatched": "-mm"}
     return Examples(
-        train=encode("train", glue.max_train_samples),
+        train=encode("train", glue.max_train_samples) if "train" in splits else None,
         evaluation={
             suffix: encode(name, glue.max_eval_samples)
-            for name, suffix in zip(validation, ("", "_mm"), strict=False)
+            for name, suffix in validation.items()
+            if name in splits
         },
         prediction={
             suffix: encode(name, glue.max_predict_samples)
-            for name, suffix in zip(test, ("", "-mm"), strict=False)
+            for name, suffix in test.items()
+            if name in splits
         },
     )

@@ -2,10 +2,11 @@
 
 import dataclasses
 import difflib
+import json
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
@@ -41,39 +42,84 @@ def parse_flags(argv: Sequence[str]) -> tuple[GlueArguments, PruningArguments]:
         description="Fine-tune on one task of GLUE, pruned or not; the flags of run_glue.",
         allow_abbrev=False,
     )
-    classes: tuple[Any, ...] = (GlueArguments, PruningArguments)
-    names = [f.name for cls in classes for f in dataclasses.fields(cls) if f.init]
+    hints = _type_hints()
     has_file = bool(argv) and not argv[0].startswith("-")
     file = _read_file(argv[0]) if has_file else {}
-    _check_names(file, names)
-    scalars = {k: v for k, v in file.items() if isinstance(v, str | int | float)}
-    flags = [f"--{name}={value}" for name, value in scalars.items()] + [*argv[has_file:]]
-    given, unknown = parser.parse_known_args(flags, Namespace(**dict.fromkeys(names, _NOT_GIVEN)))
-    _check_names([flag.lstrip("-").partition("=")[0] for flag in unknown], names)
-    values = {k: v for k, v in vars(given).items() if v is not _NOT_GIVEN}
-    glue, args = parser.parse_dict(_complete({**file, **values}))
+    for name, value in file.items():
+        _check_entry(name, value, hints)
+    lists = {
+        name: value for name, value in file.items() if value is None or isinstance(value, list)
+    }
+    flags = [_to_flag(name, value) for name, value in file.items() if name not in lists]
+    empty = Namespace(**dict.fromkeys(hints, _NOT_GIVEN))
+    given, unknown = parser.parse_known_args([*flags, *argv[has_file:]], empty)
+    for flag in unknown:
+        raise ValueError(_unknown(flag, hints))
+    values = {name: value for name, value in vars(given).items() if value is not _NOT_GIVEN}
+    glue, args = parser.parse_dict(_complete({**lists, **values}))
     return glue, args
 
 
+def _type_hints() -> dict[str, Any]:
+    """Every name and its type."""
+    classes: tuple[Any, ...] = (GlueArguments, PruningArguments)
+    return {
+        f.name: get_type_hints(cls)[f.name]
+        for cls in classes
+        for f in dataclasses.fields(cls)
+        if f.init
+    }
+
+
 def _read_file(path: str) -> dict[str, Any]:
+    """Names and values; those of YAML are all strings, so that 2:4 and 3e-4 stay what they are."""
+    text = Path(path).read_text(encoding="utf-8")
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))  # JSON is YAML
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        values = type(error)
+        is_json = path.endswith(".json")
+        values = json.loads(text) if is_json else yaml.load(text, yaml.BaseLoader)
+    except (yaml.YAMLError, ValueError) as error:
+        values = error
     if not isinstance(values, dict):
         raise ValueError(
             f"FILE must hold names and values as JSON or YAML; got '{path}', which does not. "
             "Write for example task_name: sst2."
         )
-    return {str(name): value for name, value in values.items()}
+    nothing = ("", "null", "~")
+    return {str(name): None if value in nothing else value for name, value in values.items()}
 
 
-def _check_names(given: Any, known: Sequence[str]) -> None:
-    for name in given:
-        if name not in known:
-            near = difflib.get_close_matches(name.replace("-", "_"), known, n=1)
-            hint = f"Did you mean --{near[0]}?" if near else "See hf-cyclprune glue --help."
-            raise ValueError(f"flags must be known; got '{name}'. {hint}")
+def _check_entry(name: str, value: Any, hints: dict[str, Any]) -> None:
+    """A name of the file, and that null and lists are where they may be."""
+    if name not in hints:
+        raise ValueError(_unknown(name, hints))
+    kinds = {getattr(kind, "__origin__", kind) for kind in (hints[name], *get_args(hints[name]))}
+    if (value is None and type(None) not in kinds) or (
+        isinstance(value, list) and list not in kinds
+    ):
+        raise ValueError(
+            f"{name} must be one value; got {json.dumps(value)}. Leave it out, or give it."
+        )
+
+
+def _to_flag(name: str, value: Any) -> str:
+    return f"--{name}={json.dumps(_to_numbers(value)) if isinstance(value, dict) else value}"
+
+
+def _to_numbers(value: Any) -> Any:
+    """The strings of YAML inside a mapping as JSON would read them."""
+    if isinstance(value, dict):
+        return {name: _to_numbers(inner) for name, inner in value.items()}
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def _unknown(flag: str, known: Iterable[str]) -> str:
+    name = flag.lstrip("-").partition("=")[0].replace("-", "_")
+    near = difflib.get_close_matches(name, list(known), n=1)
+    hint = f"Did you mean --{near[0]}?" if near else "See hf-cyclprune glue --help."
+    return f"flags must be known; got '{flag}'. {hint}"
 
 
 def _complete(values: dict[str, Any]) -> dict[str, Any]:

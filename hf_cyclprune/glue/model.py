@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -19,6 +20,7 @@ from hf_cyclprune.glue.arguments import GlueArguments
 from hf_cyclprune.glue.tasks import GlueTask
 from hf_cyclprune.training.names import save_under_own_names
 
+_SHIFTED = ("roberta", "xlm-roberta", "camembert", "mpnet", "xlm-roberta-xl", "data2vec-text")
 logger = logging.get_logger(__name__)
 
 
@@ -30,11 +32,20 @@ def load_config(glue: GlueArguments, task: GlueTask) -> PretrainedConfig:
     """
     argument = "config_name" if glue.config_name else "model_name_or_path"
     config: PretrainedConfig = _load(AutoConfig, argument, glue)
-    ids = label_ids(task, getattr(config, "label2id", None) or {})
+    ids = label_ids(task, _own_labels(config))
     config.label2id = ids
     config.id2label = {i: name for name, i in sorted(ids.items(), key=lambda item: item[1])}
     config.problem_type = "regression" if task.is_regression else "single_label_classification"
     return config
+
+
+def _own_labels(config: PretrainedConfig) -> dict[str, int]:
+    """Label -> id as the model's predictions are shown (id2label), else as its label2id has it."""
+    labels: Any = config.id2label if isinstance(config.id2label, Mapping) else {}
+    if all(str(name).startswith("LABEL_") for name in labels.values()):
+        ids: Any = config.label2id if isinstance(config.label2id, Mapping) else {}
+        return {str(name): int(i) for name, i in ids.items()}
+    return {str(name): int(i) for i, name in labels.items()}
 
 
 def label_ids(task: GlueTask, label2id: Mapping[str, int]) -> dict[str, int]:
@@ -59,6 +70,11 @@ def load_tokenizer(glue: GlueArguments) -> PreTrainedTokenizerBase:
     """
     argument = "tokenizer_name" if glue.tokenizer_name else "model_name_or_path"
     tokenizer: PreTrainedTokenizerBase = _load(AutoTokenizer, argument, glue)
+    if tokenizer.pad_token is None:
+        raise ValueError(
+            f"{argument} must have a padding token; got '{getattr(glue, argument)}' without one. "
+            "Take a BERT-style model."
+        )
     return tokenizer
 
 
@@ -79,6 +95,8 @@ def load_model(glue: GlueArguments, config: PretrainedConfig) -> PreTrainedModel
             ignore_mismatched_sizes=glue.ignore_mismatched_sizes,
         )
     except RuntimeError as error:
+        if "size" not in str(error) and "mismatch" not in str(error):
+            raise
         raise ValueError(
             f"model_name_or_path must fit {glue.task_name}, which has {config.num_labels} outputs; "
             f"got '{glue.model_name_or_path}', whose weights have other shapes. For a new head "
@@ -90,7 +108,9 @@ def load_model(glue: GlueArguments, config: PretrainedConfig) -> PreTrainedModel
 
 def _load(cls: Any, argument: str, glue: GlueArguments, **options: Any) -> Any:
     name = str(getattr(glue, argument))
-    is_path = name.startswith((".", "/", "~")) or Path(name).is_dir()
+    if name.startswith("~"):
+        name = str(Path(name).expanduser())
+    is_path = name.startswith((".", "/")) or Path(name).is_dir()
     if is_path and not list(Path(name).glob("*config.json")):
         raise ValueError(
             f"{argument} must be a folder with a model or the name of one on the Hub; got "
@@ -99,7 +119,7 @@ def _load(cls: Any, argument: str, glue: GlueArguments, **options: Any) -> Any:
     options |= {"cache_dir": glue.cache_dir, "revision": glue.model_revision}
     try:
         return cls.from_pretrained(name, trust_remote_code=False, **options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise ValueError(
             f"{argument} must be a folder with a model or the name of one on the Hub; got "
@@ -107,9 +127,16 @@ def _load(cls: Any, argument: str, glue: GlueArguments, **options: Any) -> Any:
         ) from error
 
 
-def check_length(glue: GlueArguments, tokenizer: PreTrainedTokenizerBase) -> int:
+def check_length(
+    glue: GlueArguments, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig
+) -> int:
     """max_seq_length, or the most that the model takes, with a warning, if that is less."""
     longest: int = tokenizer.model_max_length
+    positions = getattr(config, "max_position_embeddings", None)
+    if isinstance(positions, int) and positions > 0:
+        # RoBERTa and its kin count positions from the padding id on
+        is_shifted = config.model_type in _SHIFTED
+        longest = min(longest, positions - ((config.pad_token_id or 0) + 1 if is_shifted else 0))
     if glue.max_seq_length > longest:
         logger.warning(
             f"max_seq_length is {glue.max_seq_length}, but the model takes {longest} tokens: "

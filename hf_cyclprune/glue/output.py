@@ -5,13 +5,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_cyclprune.glue.arguments import GlueArguments
+from hf_cyclprune.training.arguments import PruningArguments
+from hf_cyclprune.training.checkpoints import find_damage, newest_checkpoint
 
 RUN_NAME = "glue_config.json"
-_TRAINER_STATE_NAME = "trainer_state.json"
 _IDENTITY = (
     "task_name",
     "model_name_or_path",
@@ -21,87 +21,108 @@ _IDENTITY = (
     "max_seq_length",
     "max_train_samples",
 )
+_RESULTS = ("config.json", "all_results.json")
 
 
-def check_output_dir(folder: str | Path, glue: GlueArguments, is_resumed: bool) -> None:
+def check_output_dir(args: PruningArguments, glue: GlueArguments, checkpoint: str | None) -> None:
     """An output_dir is new, or empty, or that of the same run, which goes on.
 
+    Args:
+        args: with output_dir and resume_from_checkpoint.
+        glue: model, task and data.
+        checkpoint: what `find_checkpoint` found.
+
     Raises:
-        ValueError: it holds another run or other files.
+        ValueError: it holds another run or other files, or the checkpoint is another run's.
     """
-    folder = Path(folder)
+    folder = Path(str(args.output_dir))
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"output_dir must be a folder; got '{folder}', a file. Name another one.")
-    if not is_resumed and _holds_a_run(folder):
+    if checkpoint is not None:
+        _check_same_run(Path(checkpoint).parent, args, glue)
+    if not _holds_a_run(folder):
+        return
+    if not _is_resumed(args):
         raise ValueError(
             f"output_dir must be new or empty; got '{folder}', which holds files. Name another "
             "folder, or continue its run with --resume_from_checkpoint True."
         )
-    if is_resumed and (folder / RUN_NAME).is_file():
-        before = json.loads((folder / RUN_NAME).read_text(encoding="utf-8"))
-        for name, value in run_identity(glue).items():
-            if before.get(name) != value:
-                raise ValueError(
-                    f"{name} must be {before.get(name)!r} to resume the run in '{folder}'; got "
-                    f"{value!r}. Name another output_dir for another run."
-                )
-    elif is_resumed and _holds_a_run(folder):
+    _check_same_run(folder, args, glue)
+    if checkpoint is None and any((folder / name).exists() for name in _RESULTS):
         raise ValueError(
-            f"output_dir must hold a run of hf-cyclprune glue to resume; got '{folder}' without "
-            f"{RUN_NAME}. Name another folder."
+            f"output_dir must hold a checkpoint to resume; got '{folder}', a finished run without "
+            "one. Name another folder."
         )
 
 
+def _is_resumed(args: PruningArguments) -> bool:
+    return str(args.resume_from_checkpoint).lower() not in ("none", "false", "")
+
+
 def _holds_a_run(folder: Path) -> bool:
-    """Whether there is anything that a run would overwrite: files, or checkpoints."""
-    is_checkpoint = PREFIX_CHECKPOINT_DIR + "-"
+    """Whether there is anything that a run would overwrite: files, or checkpoints.
+
+    Not what a run that failed before its first checkpoint leaves.
+    """
+    prefix = PREFIX_CHECKPOINT_DIR + "-"
     return folder.is_dir() and any(
-        path.is_file() or path.name.startswith(is_checkpoint) for path in folder.iterdir()
+        (path.is_file() and path.name != RUN_NAME) or path.name.startswith(prefix)
+        for path in folder.iterdir()
     )
 
 
-def run_identity(glue: GlueArguments) -> dict[str, Any]:
+def _check_same_run(folder: Path, args: PruningArguments, glue: GlueArguments) -> None:
+    try:
+        before = json.loads((folder / RUN_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        before = None
+    if not isinstance(before, dict):
+        raise ValueError(
+            f"output_dir must hold a run of hf-cyclprune glue to resume; got '{folder}' without a "
+            f"readable {RUN_NAME}. Name another folder."
+        )
+    for name, value in run_identity(args, glue).items():
+        if before.get(name) != value:
+            raise ValueError(
+                f"{name} must be {before.get(name)!r} to resume the run in '{folder}'; got "
+                f"{value!r}. Name another output_dir for another run."
+            )
+
+
+def run_identity(args: PruningArguments, glue: GlueArguments) -> dict[str, Any]:
     """What makes two runs the same run, for `RUN_NAME`."""
-    return {name: getattr(glue, name) for name in _IDENTITY}
+    values = {name: getattr(glue, name) for name in _IDENTITY}
+    return {**values, "seed": args.seed, "is_pruning": args.is_pruning}
 
 
-def save_identity(folder: str | Path, glue: GlueArguments) -> None:
+def save_identity(args: PruningArguments, glue: GlueArguments) -> None:
     """Write glue_config.json."""
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    text = json.dumps(run_identity(glue), indent=2) + "\n"
-    (Path(folder) / RUN_NAME).write_text(text, encoding="utf-8")
+    folder = Path(str(args.output_dir))
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(run_identity(args, glue), indent=2) + "\n"
+    (folder / RUN_NAME).write_text(text, encoding="utf-8")
 
 
-def find_checkpoint(folder: str | Path, wanted: str | bool | None) -> str | None:
-    """The checkpoint to resume: `wanted`, or for True the newest complete one in `folder`.
+def find_checkpoint(args: PruningArguments) -> str | None:
+    """The checkpoint to resume: the one that is named, or for True the newest whole one.
 
     None if nothing is wanted, or if a run was stopped before its first checkpoint.
 
     Raises:
-        ValueError: `wanted` is not a checkpoint.
+        ValueError: what is named is not a checkpoint.
     """
-    choice = str(wanted).lower()
-    if choice in ("none", "false", ""):
+    wanted, needs_optimizer = str(args.resume_from_checkpoint), not args.save_only_model
+    if not _is_resumed(args):
         return None
-    if choice != "true":
-        if not _is_complete(Path(str(wanted))):
-            raise ValueError(
-                f"resume_from_checkpoint must be True or a checkpoint's folder; got '{wanted}', "
-                f"which holds no readable {_TRAINER_STATE_NAME}. Pass True for the newest one."
-            )
-        return str(wanted)
-    folders = [p for p in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if _is_complete(p)]
-    steps = {int(p.name.rpartition("-")[2]): p for p in folders}
-    return str(steps[max(steps)]) if steps else None
-
-
-def _is_complete(folder: Path) -> bool:
-    """Whether the file that transformers writes last can be read."""
-    try:
-        TrainerState.load_from_json(str(folder / _TRAINER_STATE_NAME))
-    except (OSError, ValueError, TypeError):
-        return False
-    return True
+    if wanted.lower() == "true":
+        return newest_checkpoint(str(args.output_dir), needs_optimizer=needs_optimizer)
+    damage = find_damage(Path(wanted), needs_optimizer)
+    if damage is not None:
+        raise ValueError(
+            f"resume_from_checkpoint must be True or a checkpoint's folder; got '{wanted}', but "
+            f"{damage}. Pass True for the newest whole one."
+        )
+    return wanted
 
 
 def write_predictions(path: Path, predictions: Iterable[str]) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from transformers import (
     DataCollatorWithPadding,
     EvalPrediction,
+    PreTrainedTokenizerBase,
     set_seed,
 )
 from transformers.utils import logging
@@ -31,6 +32,7 @@ from hf_cyclprune.glue.output import (
 )
 from hf_cyclprune.glue.tasks import GlueTask, get_task
 from hf_cyclprune.glue.train_loss import GlueTrainer
+from hf_cyclprune.pruning.checks import check_known
 from hf_cyclprune.reporting.report import SparsityReport
 from hf_cyclprune.training.arguments import PruningArguments
 from hf_cyclprune.training.device import has_accelerator
@@ -58,12 +60,14 @@ def run_glue(glue: GlueArguments, args: PruningArguments) -> Metrics:
         ConnectionError: the Hub's GLUE cannot be reached.
     """
     task = get_task(glue.task_name)
-    _check_together(args)
-    checkpoint = _claim_output_dir(glue, args)
+    _check_together(args, task)
+    checkpoint = find_checkpoint(args) if args.do_train else None
+    if args.should_save:  # the process that writes
+        check_output_dir(args, glue, checkpoint)
     set_seed(args.seed)
     run = _Run.prepare(glue, args, task)
     if args.should_save and args.do_train:
-        save_identity(run.folder, glue)
+        save_identity(args, glue)
     metrics: Metrics = {}
     if args.do_train:
         metrics |= run.train(checkpoint)
@@ -82,7 +86,7 @@ def run_glue(glue: GlueArguments, args: PruningArguments) -> Metrics:
     return metrics
 
 
-def _check_together(args: PruningArguments) -> None:
+def _check_together(args: PruningArguments, task: GlueTask) -> None:
     if not (args.do_train or args.do_eval or args.do_predict):
         raise ValueError(
             "one of do_train, do_eval, do_predict must be True; got none. Add --do_train."
@@ -96,17 +100,23 @@ def _check_together(args: PruningArguments) -> None:
         raise ValueError(
             "fp16 must have an accelerator, such as a GPU; got a CPU. Use --bf16, or neither."
         )
+    _check_best_metric(args, task)
 
 
-def _claim_output_dir(glue: GlueArguments, args: PruningArguments) -> str | None:
-    """Check the folder on the process that writes; return the checkpoint to go on from."""
-    folder = str(args.output_dir)
-    wanted: Any = args.resume_from_checkpoint
-    is_resumed = str(wanted).lower() not in ("none", "false", "")
-    is_same_model = Path(folder).is_dir() and Path(folder) == Path(glue.model_name_or_path)
-    if args.should_save and (args.do_train or not is_same_model):
-        check_output_dir(folder, glue, is_resumed)
-    return find_checkpoint(folder, wanted) if args.do_train else None
+def _check_best_metric(args: PruningArguments, task: GlueTask) -> None:
+    best = args.metric_for_best_model
+    if not args.load_best_model_at_end or best is None:
+        return
+    known = {"loss", "combined_score", *task.metrics} if len(task.metrics) > 1 else None
+    known = known or {"loss", *task.metrics}
+    check_known("metric_for_best_model", best.removeprefix("eval_"), sorted(known))
+
+
+def _wanted_splits(args: PruningArguments) -> list[str]:
+    """The kinds of splits that a run needs."""
+    has_evaluation = args.do_eval or (args.do_train and args.eval_strategy != "no")
+    needs = {"train": args.do_train, "validation": has_evaluation, "test": args.do_predict}
+    return [kind for kind, is_needed in needs.items() if is_needed]
 
 
 @dataclass(frozen=True)
@@ -122,33 +132,26 @@ class _Run:
         """What is wrong with names and data shows before the model is loaded."""
         config = load_config(glue, task)
         tokenizer = load_tokenizer(glue)
-        glue = replace(glue, max_seq_length=check_length(glue, tokenizer))
+        glue = replace(glue, max_seq_length=check_length(glue, tokenizer, config))
         with args.main_process_first(desc="loading the data"):
-            splits = load_task(task, glue.dataset_dir, glue.cache_dir)
-        if args.do_predict and not any(name in splits for name in task.test_splits):
-            raise ValueError(
-                f"do_predict must have {task.name}/{task.test_splits[0]}.parquet in dataset_dir; "
-                f"got none in '{glue.dataset_dir}'. Add it, or drop do_predict."
-            )
+            splits = load_task(task, _wanted_splits(args), glue.dataset_dir, glue.cache_dir)
         model = load_model(glue, config)
-        label2id: Any = config.label2id
+        ids: Any = config.label2id
         with args.main_process_first(desc="tokenizing the data"):
-            examples = make_examples(glue, task, splits, tokenizer, label2id)
-        trainer = GlueTrainer(
-            model=model,
-            args=args,
-            train_dataset=examples.train if args.do_train else None,
-            eval_dataset=examples.evaluation[""],
-            processing_class=tokenizer,
-            data_collator=DataCollatorWithPadding(
-                tokenizer,
-                padding="max_length" if glue.pad_to_max_length else True,
-                max_length=glue.max_seq_length if glue.pad_to_max_length else None,
-                pad_to_multiple_of=8 if args.fp16 else None,
-            ),
-            compute_metrics=lambda prediction: _score(task, prediction),
-        )
-        return cls(task, trainer, examples)
+            examples = make_examples(glue, task, splits, tokenizer, ids)
+        options: dict[str, Any] = {
+            "model": model,
+            "args": args,
+            "train_dataset": examples.train,
+            "eval_dataset": examples.evaluation.get(""),
+            "processing_class": tokenizer,
+            "data_collator": _make_collator(glue, args, tokenizer),
+            "compute_metrics": lambda prediction: _score(task, ids, prediction),
+        }
+        try:
+            return cls(task, GlueTrainer(**options), examples)
+        except RuntimeError as error:  # a tracker that is not installed, for example
+            raise ValueError(str(error)) from error
 
     @property
     def folder(self) -> Path:
@@ -156,6 +159,7 @@ class _Run:
 
     def train(self, checkpoint: str | None) -> Metrics:
         result = self.trainer.train(resume_from_checkpoint=checkpoint)
+        assert self.examples.train is not None
         num_samples = len(self.examples.train)
         metrics = {**result.metrics, "train_samples": num_samples, **self._sparsity()}
         self.trainer.save_model()
@@ -207,12 +211,26 @@ class _Run:
         return (names[int(index)] for index in outputs.argmax(-1))
 
 
+def _make_collator(
+    glue: GlueArguments, args: PruningArguments, tokenizer: PreTrainedTokenizerBase
+) -> DataCollatorWithPadding:
+    return DataCollatorWithPadding(
+        tokenizer,
+        padding="max_length" if glue.pad_to_max_length else True,
+        max_length=glue.max_seq_length if glue.pad_to_max_length else None,
+        pad_to_multiple_of=8 if args.fp16 else None,
+    )
+
+
 def _outputs(predictions: Any) -> Any:
     """Logits, also of a model that returns more."""
     return np.asarray(predictions[0] if isinstance(predictions, tuple) else predictions)
 
 
-def _score(task: GlueTask, prediction: EvalPrediction) -> dict[str, float]:
-    outputs = _outputs(prediction.predictions)
-    chosen = outputs.reshape(-1) if task.is_regression else outputs.argmax(-1)
-    return score(task, chosen, np.asarray(prediction.label_ids))
+def _score(task: GlueTask, ids: dict[str, int], prediction: EvalPrediction) -> dict[str, float]:
+    """The task's metrics, which are defined for its own label ids, not for the model's."""
+    outputs, labels = _outputs(prediction.predictions), np.asarray(prediction.label_ids)
+    if task.is_regression:
+        return score(task, outputs.reshape(-1), labels)
+    own = np.argsort([ids[label] for label in task.labels])  # the model's id -> the task's
+    return score(task, own[outputs.argmax(-1)], own[labels])

@@ -22,6 +22,10 @@ class GlueTask:
     def is_regression(self) -> bool:
         return self.labels == ("score",)
 
+    def splits(self, kind: str) -> tuple[str, ...]:
+        """Names of the splits that are for "train", "validation" or "test"."""
+        return {"validation": self.validation_splits, "test": self.test_splits}.get(kind, (kind,))
+
     @property
     def best_metric(self) -> str:
         """The metric that chooses the best model."""

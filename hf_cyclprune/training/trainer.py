@@ -15,6 +15,7 @@ from hf_cyclprune.pruning.pruner import Pruner
 from hf_cyclprune.reporting.report import SparsityReport
 from hf_cyclprune.training.arguments import PruningArguments
 from hf_cyclprune.training.callback import PruningCallback
+from hf_cyclprune.training.checkpoints import forget_state, newest_checkpoint
 from hf_cyclprune.training.gate import StopGate, held_patience
 from hf_cyclprune.training.loss import is_loss_inflated
 from hf_cyclprune.training.lr import check_restartable, get_restarting_scheduler
@@ -33,7 +34,8 @@ class PruningTrainer(Trainer):
     - every log entry holds the sparsity and the cycle, counted from 1;
     - only evaluations at the target sparsity count for the best model and for early stopping, and
       a stop asked for elsewhere waits for the end of the cycle;
-    - checkpoints hold the masks, and resume bit for bit on one CPU process in fp32;
+    - checkpoints hold the masks, and resume bit for bit on one CPU process in fp32; `True` skips
+      those that are damaged;
     - the loss of BERT-style heads is not multiplied by the number of accumulation steps;
     - weights are saved under the model's own names, also where the pretrained file had older ones.
 
@@ -131,13 +133,24 @@ class PruningTrainer(Trainer):
         model: nn.Module = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         return model
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """As in `Trainer`; `True` takes the newest checkpoint that is whole."""
+        if resume_from_checkpoint is True:
+            folder = str(self.args.output_dir)
+            found = newest_checkpoint(
+                folder,
+                remove=self.args.should_save,
+                needs_optimizer=not self.args.save_only_model,
+            )
+            resume_from_checkpoint = found or True  # which transformers refuses
         callback = self.pruning_callback
         if callback is not None:
             callback.resume_folder = None
         self._prepare_run()
         try:
-            return super().train(*args, **kwargs)
+            return super().train(resume_from_checkpoint, *args, **kwargs)
         except KeyboardInterrupt:
             if callback is not None:
                 callback.warn_if_off_target(self.state)
@@ -192,9 +205,11 @@ class PruningTrainer(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         callback = self.pruning_callback
+        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        folder = os.path.join(self._get_output_dir(trial=trial), name)
+        if self.args.should_save:
+            forget_state(folder)
         if callback is not None:
-            name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            folder = os.path.join(self._get_output_dir(trial=trial), name)
             # transformers saves for a preemption with this file beside the checkpoint.
             self._gate.is_preempted |= os.path.exists(os.path.join(folder, _PREEMPTION_NAME))
             if self.args.should_save:

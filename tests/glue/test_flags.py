@@ -93,6 +93,19 @@ def test_numbers_in_a_yaml_file_may_have_an_exponent(write):
     assert args.bf16
 
 
+def test_what_looks_like_a_time_or_a_date_in_yaml_stays_a_string(write):
+    text = "task_name: sst2\nmodel_name_or_path: somewhere\npattern: 2:4\noutput_dir: 2024-01-01\n"
+    args = parse_flags([write(text)])[1]
+    assert (args.pattern, args.output_dir) == ("2:4", "2024-01-01")
+
+
+@pytest.mark.parametrize("name", ["run.yaml", "run.json"])
+def test_numbers_inside_a_mapping_are_numbers(write, name):
+    values = {**FILE, "lr_scheduler_kwargs": {"min_lr": 1e-06, "name": "x"}}
+    args = parse_flags([write(json.dumps(values, indent=" "), name)])[1]
+    assert args.lr_scheduler_kwargs == {"min_lr": 1e-06, "name": "x"}
+
+
 def test_a_flag_overrides_the_file(write):
     args = parse_flags([write(json.dumps(FILE)), "--sparsity", "0.5", "--targets", "value"])[1]
     assert (args.sparsity, args.targets) == (0.5, ["value"])
@@ -103,10 +116,12 @@ def test_a_flag_overrides_the_file(write):
     [
         (
             [*NAMES, "--sparsety", "0.9"],
-            "flags must be known; got 'sparsety'. Did you mean --spars",
+            "flags must be known; got '--sparsety'. Did you mean --spars",
         ),
         ([*NAMES, "--num-cycle=2"], "Did you mean --num_cycles?"),
         ([*NAMES, "stray"], "flags must be known; got 'stray'"),
+        ([*NAMES, "-sparsity=0.8"], "got '-sparsity=0.8'. Did you mean --sparsity?"),
+        ([*NAMES, "-do_predict"], "got '-do_predict'. Did you mean --do_predict?"),
         (["--task_name", "sst3", "--model_name_or_path", "x"], "task_name must be one of"),
         ([*NAMES, "--sparsity", "90"], "Write 0.9 for 90 %"),
         ([*NAMES, "--num_cycles", "2"], "num_cycles must come with sparsity"),
@@ -126,6 +141,8 @@ def test_what_is_wrong_is_named(argv, message):
         ("- sst2", "FILE must hold names and values"),
         ("a: [", "FILE must hold names and values"),
         ("task: sst2", "got 'task'. Did you mean --task_name?"),
+        ("max_steps: null", "max_steps must be one value; got null"),
+        ("seed: [1, 2]", 'seed must be one value; got ["1", "2"]'),
     ],
 )
 def test_what_is_wrong_in_a_file_is_named(write, text, message):

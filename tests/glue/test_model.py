@@ -1,8 +1,9 @@
+import json
 import logging
 
 import pytest
 import torch
-from transformers import AutoConfig, BertConfig, BertForSequenceClassification
+from transformers import AutoConfig, BertConfig, BertForSequenceClassification, RobertaConfig
 
 from hf_cyclprune.glue.arguments import GlueArguments
 from hf_cyclprune.glue.model import check_length, load_config, load_model, load_tokenizer
@@ -44,6 +45,26 @@ def test_a_model_keeps_the_order_of_its_own_labels(classifier):
     config = load_config(arguments(folder), TASKS["mnli"])
     assert config.id2label == {0: "contradiction", 1: "entailment", 2: "neutral"}
     assert config.label2id == {"contradiction": 0, "entailment": 1, "neutral": 2}
+
+
+def test_the_names_that_predictions_are_shown_with_decide(classifier):
+    """A config may have labels in id2label only, or other ones in label2id."""
+    folder = classifier(["CONTRADICTION", "ENTAILMENT", "NEUTRAL"])
+    config = json.loads((folder / "config.json").read_text())
+    for label2id in ({"ENTAILMENT": 0, "NEUTRAL": 1, "CONTRADICTION": 2}, None, 3):
+        config["label2id"] = label2id
+        (folder / "config.json").write_text(json.dumps(config))
+        ids = load_config(arguments(folder), TASKS["mnli"]).label2id
+        assert ids == {"contradiction": 0, "entailment": 1, "neutral": 2}
+
+
+def test_a_tokenizer_without_padding_is_refused(tiny_folder, tmp_path):
+    tokenizer = load_tokenizer(arguments(tiny_folder))
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_bytes((tiny_folder / "config.json").read_bytes())
+    with pytest.raises(ValueError, match="model_name_or_path must have a padding token"):
+        load_tokenizer(arguments(tmp_path))
 
 
 def test_labels_of_another_task_give_way(classifier):
@@ -102,6 +123,16 @@ def test_code_of_the_repository_is_not_run(classifier):
 def test_a_longer_length_than_the_models_is_cut_with_a_warning(tiny_folder, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     tokenizer = load_tokenizer(arguments(tiny_folder))
-    assert check_length(arguments(tiny_folder, max_seq_length=16), tokenizer) == 16
+    bert = BertConfig(max_position_embeddings=48)
+    roberta = RobertaConfig(max_position_embeddings=48, pad_token_id=1)
     longest = tokenizer.model_max_length
-    assert check_length(arguments(tiny_folder, max_seq_length=10 * longest), tokenizer) == longest
+    assert longest == 64
+    for config, wanted, length in (
+        (BertConfig(), 16, 16),
+        (BertConfig(), 640, 64),
+        (bert, 64, 48),
+        (roberta, 64, 46),
+    ):
+        assert (
+            check_length(arguments(tiny_folder, max_seq_length=wanted), tokenizer, config) == length
+        )

@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import signal
 import subprocess
@@ -118,26 +119,56 @@ def test_a_finished_model_is_evaluated_again_with_the_same_result(flags, tmp_pat
     assert "train_loss" not in evaluated
 
 
-def test_a_models_own_label_order_is_kept(flags, tmp_path):
-    """The same model with its labels, and the rows of its head, the other way round."""
-    assert main(["glue", *flags("rte", "--seed", 3)]) == 0
-    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+def turn(source, target, labels):
+    """The same model with its two labels, and the rows of its head, the other way round."""
+    model = AutoModelForSequenceClassification.from_pretrained(source)
     with torch.no_grad():
         for parameter in model.classifier.parameters():
             parameter.copy_(parameter.flip(0))
-    model.config.id2label = {0: "not_entailment", 1: "entailment"}
-    model.config.label2id = {"not_entailment": 0, "entailment": 1}
-    turned = tmp_path / "turned"
-    model.save_pretrained(turned)
+    model.config.id2label = dict(enumerate(labels))
+    model.config.label2id = {label: i for i, label in enumerate(labels)}
+    model.save_pretrained(target)
     for file in ("tokenizer.json", "tokenizer_config.json"):
-        (turned / file).write_bytes((tmp_path / "out" / file).read_bytes())
-    assert (
-        main(["glue", *flags("rte", "--output_dir", tmp_path / "b", "--do_eval", model=turned)])
-        == 0
-    )
-    assert results(tmp_path / "b")["eval_loss"] == pytest.approx(
-        results(tmp_path / "out")["eval_loss"], rel=1e-5
-    )
+        (target / file).write_bytes((source / file).read_bytes())
+
+
+def test_a_models_own_label_order_is_kept(flags, tmp_path):
+    assert main(["glue", *flags("rte", "--seed", 3)]) == 0
+    turn(tmp_path / "out", tmp_path / "turned", ["not_entailment", "entailment"])
+    again = flags("rte", "--output_dir", tmp_path / "b", "--do_eval", model=tmp_path / "turned")
+    assert main(["glue", *again]) == 0
+    ours, theirs = results(tmp_path / "b"), results(tmp_path / "out")
+    assert ours["eval_loss"] == pytest.approx(theirs["eval_loss"], rel=1e-5)
+    assert ours["eval_accuracy"] == theirs["eval_accuracy"]
+
+
+def test_f1_is_that_of_the_task_whatever_the_models_order(flags, tmp_path):
+    assert main(["glue", *flags("mrpc", "--seed", 3)]) == 0
+    turn(tmp_path / "out", tmp_path / "turned", ["equivalent", "not_equivalent"])
+    again = flags("mrpc", "--output_dir", tmp_path / "b", "--do_eval", model=tmp_path / "turned")
+    assert main(["glue", *again]) == 0
+    assert results(tmp_path / "out")["eval_f1"] > 0
+    for metric in ("accuracy", "f1", "combined_score"):
+        key = f"eval_{metric}"
+        assert results(tmp_path / "b")[key] == results(tmp_path / "out")[key]
+
+
+def test_dense_and_pruned_runs_have_the_same_loss_with_accumulation(flags, tmp_path):
+    """transformers 5 multiplies the loss of BERT's head by the number of steps."""
+    losses = []
+    rate = ("--learning_rate", "1e-9", "--gradient_accumulation_steps", 3)
+    for number, more in enumerate(((), ("--sparsity", "0.0", "--num_cycles", 1))):
+        folder = tmp_path / str(number)
+        assert main(["glue", *flags("sst2", *rate, *more, "--output_dir", folder)]) == 0
+        losses.append(results(folder)["train_loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    assert losses[0] == pytest.approx(0.693, abs=0.05)
+
+
+def test_a_diverged_run_does_not_look_good(flags, tmp_path):
+    assert main(["glue", *flags("sst2", "--learning_rate", "1e30")]) == 0
+    loss = results(tmp_path / "out")["train_loss"]
+    assert math.isnan(loss) or loss > 0.5
 
 
 def test_limits_pad_and_cache(flags, tmp_path):
@@ -196,6 +227,9 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(flags, refused, tmp_pa
     assert "which is no folder with a config" in refused(flags("sst2", model="/nosuch"))
     assert "name of one on the Hub; got 'some/model'" in refused(flags("sst2", model="some/model"))
     assert "fp16 must have an accelerator" in refused(flags("sst2", "--fp16"))
+    best = ("--load_best_model_at_end", "--eval_strategy", "epoch", "--save_strategy", "epoch")
+    line = refused(flags("sst2", *best, "--metric_for_best_model", "f1"))
+    assert "metric_for_best_model must be one of accuracy, loss; got 'f1'" in line
     assert "--tf32 requires" in refused(flags("sst2", "--tf32", "true"))
     assert "must come with do_train" in refused(flags("sst2", "--sparsity", 0.5, "--do_eval"))
     assert "do_train, do_eval, do_predict" in refused(flags("sst2", "--do_train", "False"))

@@ -1,0 +1,95 @@
+"""The checkpoint that a run goes on from: the newest one that is whole.
+
+A process that is killed while it saves leaves a folder without trainer_state.json, which
+transformers writes last; a full disk may leave any file cut short.
+"""
+
+import json
+import shutil
+import warnings
+import zipfile
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import TrainerState
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from hf_cyclprune.checkpoints.masks import load_state
+
+_TORCH_FILES = ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state.pth")
+
+
+def newest_checkpoint(
+    folder: str | Path, *, remove: bool = False, needs_optimizer: bool = True
+) -> str | None:
+    """The newest whole checkpoint in an output_dir; None if there is none.
+
+    Warns of newer ones that are damaged, and with `remove` deletes them: transformers would keep
+    them in the place of good ones where save_total_limit rotates by number.
+    """
+    numbered = [(_step(path), path) for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*")]
+    for _, path in sorted(pair for pair in numbered if pair[0] is not None)[::-1]:
+        problem = find_damage(path, needs_optimizer)
+        if problem is None:
+            return str(path)
+        warnings.warn(
+            f"{path} is not resumed from, since {problem}; the one before it is taken"
+            + (", and it is removed." if remove else "."),
+            stacklevel=2,
+        )
+        if remove:
+            shutil.rmtree(path, ignore_errors=True)
+    return None
+
+
+def _step(path: Path) -> int | None:
+    number = path.name.rpartition("-")[2]
+    return int(number) if number.isdecimal() and path.is_dir() else None
+
+
+def find_damage(folder: Path, needs_optimizer: bool = True) -> str | None:
+    """What is wrong with a checkpoint; None if it can be resumed from.
+
+    Looks at headers and lengths, not at every byte.
+
+    Args:
+        folder: the checkpoint.
+        needs_optimizer: whether one that was saved with save_only_model counts as damaged.
+    """
+    try:
+        TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
+    except FileNotFoundError:
+        return f"it has no {TRAINER_STATE_NAME}"
+    except (OSError, ValueError, TypeError):
+        return f"its {TRAINER_STATE_NAME} cannot be read"
+    for index in folder.glob("*.safetensors.index.json"):
+        try:
+            files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (OSError, ValueError, KeyError, AttributeError):
+            return f"its {index.name} cannot be read"
+        for file in files:
+            if not (folder / file).is_file():
+                return f"it has no {file}"
+    for file in folder.glob("*.safetensors"):
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except (SafetensorError, OSError):
+            return f"its {file.name} is cut short or damaged"
+    try:
+        load_state(folder)
+    except ValueError:
+        return "its pruning state is damaged"
+    for pattern in ("optimizer.pt", "scheduler.pt", "rng_state*.pth") if needs_optimizer else ():
+        if not any(folder.glob(pattern)):
+            return f"it has no {pattern}"
+    for name in _TORCH_FILES:
+        if (folder / name).exists() and not zipfile.is_zipfile(folder / name):
+            return f"its {name} is cut short"
+    return None
+
+
+def forget_state(folder: str | Path) -> None:
+    """Before a checkpoint is written over an older one: until it is whole it must not look so."""
+    (Path(folder) / TRAINER_STATE_NAME).unlink(missing_ok=True)
