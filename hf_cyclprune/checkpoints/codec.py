@@ -312,10 +312,28 @@ def _decode_exponents(coded: memoryview, size: int) -> Bytes:
     num_bytes = -(-size // k)
     packed = _inflate(coded[1 + num_symbols :], num_bytes, "exponents")
     _check(packed.size == num_bytes, f"{packed.size} bytes of exponents for {size} elements")
+    _check(int(packed.max()) < num_symbols**k, "an exponent that is not in the table")
     places = num_symbols ** np.arange(k)  # (K,)
     table = symbols[np.arange(256)[:, None] // places % num_symbols]  # (256, K)
-    _check(int(packed.max()) < num_symbols**k, "an exponent that is not in the table")
-    return np.take(table, packed, axis=0).reshape(-1)[:size]
+    return _look_up(table, packed)[:size]
+
+
+def _look_up(table: Bytes, index: Bytes) -> Bytes:
+    """The rows of a table (256, K) that the bytes of `index` name, one after the other.
+
+    Rows are moved as words, which is several times faster than byte by byte.
+    """
+    k = table.shape[1]
+    if k == 1:
+        return np.frombuffer(index.tobytes().translate(table.tobytes()), np.uint8)
+    width = 1 << (k - 1).bit_length()
+    rows = np.zeros((256, width), np.uint8)
+    rows[:, :k] = table
+    words = rows.view(f"u{width}")[:, 0]
+    found = np.empty((index.size, k), np.uint8)
+    for part in _parts(index.size):
+        found[part] = words[index[part]].view(np.uint8).reshape(-1, width)[:, :k]
+    return found.reshape(-1)
 
 
 def _digits_in_a_byte(num_symbols: int) -> int:

@@ -110,6 +110,15 @@ class Pruner:
             # Bits times 0 or 1: `weight * mask` would leave -0.0 and NaN behind.
             weight.detach().view(_BITS[weight.element_size()]).mul_(self.masks[name])
 
+    @torch.no_grad()
+    def find_unmasked(self) -> str | None:
+        """The first target with a pruned weight that is not +0.0; None if there is none."""
+        for name, weight in self.targets.items():
+            bits = weight.detach().view(_BITS[weight.element_size()])
+            if bool((bits * ~self.masks[name]).any()):
+                return name
+        return None
+
     def prune_to(self, sparsity: float) -> None:
         """Masks at this sparsity at once, applied; for pruning without training."""
         with torch.no_grad():

@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import warnings
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -219,6 +220,7 @@ class PruningTrainer(Trainer):
     def _save(
         self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
     ) -> None:
+        self._warn_if_unmasked()
         super()._save(output_dir, state_dict)
         report = self.sparsity_report() if self.args.should_save else None
         callback = self.pruning_callback
@@ -228,6 +230,17 @@ class PruningTrainer(Trainer):
             assert config is not None, "there is a report only of a run with a config"
             save_config(config, folder)
             report.save(folder)
+
+    def _warn_if_unmasked(self) -> None:
+        """Every file holds the zeros of the masks, also one that is saved inside a cycle."""
+        name = self.pruner.find_unmasked() if self.pruner is not None else None
+        if name is not None:
+            warnings.warn(
+                f"The model is saved with non-zero values where '{name}' is pruned: something "
+                "changed the weights after the optimizer's step. Change them before it, or call "
+                "trainer.pruner.apply_masks_().",
+                stacklevel=2,
+            )
 
 
 def _find_callback(callbacks: list[Any]) -> PruningCallback | None:

@@ -243,7 +243,7 @@ def test_predictions_need_a_test_set(flags, refused, tmp_path, glue_folder):
         file = f"{split}.parquet"
         (folder / file).write_bytes((glue_folder / "sst2" / file).read_bytes())
     line = refused(flags("sst2", "--do_predict", "--dataset_dir", tmp_path / "data"))
-    assert "do_predict must have sst2/test.parquet" in line
+    assert "dataset_dir must hold sst2/test.parquet" in line
 
 
 def test_an_output_dir_that_holds_another_run_is_left_alone(flags, refused, tmp_path):

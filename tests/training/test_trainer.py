@@ -301,3 +301,20 @@ def test_an_argument_too_many_or_given_twice_is_a_type_error_as_in_trainer(tiny_
             cls(tiny_bert(), args, args=args)
         with pytest.raises(TypeError, match="argument"):
             cls(*range(20))
+
+
+def test_what_is_saved_inside_a_cycle_has_the_zeros_of_the_masks(train, tmp_path):
+    config = PruningConfig(sparsity=0.8, num_cycles=2)
+    trainer = train(PruningTrainer, args={"max_steps": 40}, pruning_config=config)
+    weight = next(iter(trainer.pruner.targets.values()))
+    mask = next(iter(trainer.pruner.masks.values()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        trainer.save_model(tmp_path / "saved")
+    for value in (1.0, -0.0):
+        with torch.no_grad():
+            weight.masked_fill_(~mask, value)
+        with pytest.warns(UserWarning, match=r"non-zero values where '.*query.*' is pruned"):
+            trainer.save_model(tmp_path / "saved")
+    trainer.pruner.apply_masks_()
+    assert trainer.pruner.find_unmasked() is None
