@@ -138,7 +138,7 @@ def report_folder(folder: str | Path) -> SparsityReport:
         targets=exact_expressions(names) if names else None,
         patterns=[*CHECKED_PATTERNS, config.pattern] if config else CHECKED_PATTERNS,
         cycles=cycles,
-        target_sparsity=config.target_sparsity if config else None,
+        target_sparsity=config.target_sparsity if config and config.method != "hold" else None,
     )
 
 

@@ -3,9 +3,12 @@
 import dataclasses
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from hf_cyclprune.pruning.checks import (
     check_count,
@@ -17,9 +20,11 @@ from hf_cyclprune.pruning.checks import (
 )
 from hf_cyclprune.pruning.criteria import CRITERIA, Criterion
 from hf_cyclprune.pruning.patterns import NM, Pattern, parse_pattern
+from hf_cyclprune.pruning.pruner import HeldPruner, Pruner
 from hf_cyclprune.pruning.schedules import RAMPS, Schedule
 
 CONFIG_NAME = "pruning_config.json"
+METHODS = ("prune", "hold")
 
 
 def _option(default: Any, meaning: str) -> Any:
@@ -44,6 +49,9 @@ class PruningConfig:
     0.5
     """
 
+    method: str = _option(
+        "prune", "'prune', or 'hold': train on and keep the zeros that the model already has."
+    )
     sparsity: float | None = _option(
         None, "Fraction of the target weights that is zero at the end, in [0, 1). n:m implies it."
     )
@@ -91,6 +99,10 @@ class PruningConfig:
 
     def validate(self) -> None:
         """Check every field; called again when training starts."""
+        check_known("method", self.method, METHODS)
+        if self.method == "hold":
+            self._check_hold()
+            return
         _check_agreement(self.sparsity, parse_pattern(self.pattern, self.scope))
         check_count("num_cycles", self.num_cycles)
         self.build_schedule(total_steps=self.num_cycles)  # checks the rest of its fields
@@ -101,9 +113,25 @@ class PruningConfig:
             check_flag(name, getattr(self, name))
         check_integer("pruning_seed", self.pruning_seed)
 
+    def _check_hold(self) -> None:
+        """Nothing else is chosen, but which weights."""
+        allowed = ("method", "targets", "ignore", "fix_loss_scaling")
+        for f in dataclasses.fields(PruningConfig):
+            value = getattr(self, f.name)
+            if f.name not in allowed and value != f.default:
+                raise ValueError(
+                    f"{f.name} must be left out with method 'hold'; got {value!r}. The zeros stay "
+                    "where they are."
+                )
+        check_expressions("targets", self.targets)
+        check_expressions("ignore", self.ignore)
+        check_flag("fix_loss_scaling", self.fix_loss_scaling)
+
     @property
     def target_sparsity(self) -> float:
-        """s_t, in [0, 1); exactly (m - n) / m for n:m."""
+        """s_t, in [0, 1); exactly (m - n) / m for n:m; 0 for 'hold', which has no target."""
+        if self.method == "hold":
+            return 0.0
         pattern = self.build_pattern()
         if isinstance(pattern, NM):
             return pattern.sparsity
@@ -113,7 +141,7 @@ class PruningConfig:
     @property
     def restarts_lr(self) -> bool:
         """Whether the learning rate runs its schedule more than once."""
-        return self.lr_restarts and self.num_cycles > 1
+        return self.lr_restarts and self.num_cycles > 1 and self.method != "hold"
 
     def build_schedule(self, total_steps: int) -> Schedule:
         """The schedule of a run of `total_steps` optimizer steps.
@@ -121,6 +149,8 @@ class PruningConfig:
         Raises:
             ValueError: more cycles than steps.
         """
+        if self.method == "hold":
+            return Schedule(sparsity=0.0, total_steps=total_steps, num_cycles=1)
         return Schedule(
             sparsity=self.target_sparsity,
             total_steps=total_steps,
@@ -132,6 +162,16 @@ class PruningConfig:
             dip_ratio=self.dip_ratio,
             interval_steps=self.interval_steps,
         )
+
+    def build_pruner(self, targets: Mapping[str, Tensor], total_steps: int) -> Pruner:
+        """What prunes these weights in a run of `total_steps` optimizer steps.
+
+        Raises:
+            ValueError: more cycles than steps; n:m that does not fit a weight; nothing to hold.
+        """
+        schedule = self.build_schedule(total_steps)
+        cls = HeldPruner if self.method == "hold" else Pruner
+        return cls(targets, schedule, self.build_criterion(), self.build_pattern())
 
     def build_pattern(self) -> Pattern:
         return parse_pattern(self.pattern, self.scope)

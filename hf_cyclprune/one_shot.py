@@ -3,7 +3,6 @@
 from torch import nn
 
 from hf_cyclprune.config import PruningConfig
-from hf_cyclprune.pruning.pruner import Pruner
 from hf_cyclprune.pruning.targets import check_finite, exact_expressions, find_targets
 from hf_cyclprune.reporting.report import CHECKED_PATTERNS, SparsityReport
 
@@ -18,9 +17,9 @@ def prune_(model: nn.Module, config: PruningConfig) -> SparsityReport:
     """
     targets = find_targets(model, config.targets, config.ignore)
     check_finite(targets)
-    schedule = config.build_schedule(total_steps=config.num_cycles)
-    pruner = Pruner(targets, schedule, config.build_criterion(), config.build_pattern())
-    pruner.prune_to(config.target_sparsity)
+    if config.method == "hold":
+        raise ValueError("method must be 'prune' to prune a model; got 'hold'. Choose a sparsity.")
+    config.build_pruner(targets, total_steps=config.num_cycles).prune_to(config.target_sparsity)
     return SparsityReport.measure(
         model,
         targets=exact_expressions(targets),

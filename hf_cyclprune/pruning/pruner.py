@@ -91,6 +91,13 @@ class Pruner:
         """Pruned weights of each group at this sparsity."""
         return self.pattern.num_pruned(self.shapes, sparsity)
 
+    def count_pruned(self) -> None:
+        """Set `num_pruned` to what is pruned in the masks, which something else has changed."""
+        self.num_pruned = [
+            sum(self.masks[name].numel() - int(self.masks[name].sum()) for name in names)
+            for names in self.groups
+        ]
+
     @torch.no_grad()
     def step(self, t: int) -> PruningStep:
         """Recompute the masks if they are due after optimizer step t = 1, 2, .., and apply them.
@@ -207,3 +214,32 @@ class Pruner:
 
     def _size(self, group: int) -> int:
         return sum(self.targets[name].numel() for name in self.groups[group])
+
+
+@dataclass
+class HeldPruner(Pruner):
+    """Keeps the zeros that the weights have at the start; the schedule only counts the steps.
+
+    Raises:
+        ValueError: there is no zero to keep.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, weight in self.targets.items():
+            self.masks[name].copy_(weight.detach() != 0)
+        self.count_pruned()
+        if not any(self.num_pruned):
+            raise ValueError(
+                "method 'hold' must have a model with zeros in its target weights; got a dense "
+                "one. Load a pruned model, or choose a sparsity instead."
+            )
+
+    @property
+    def is_at_target(self) -> bool:
+        return True
+
+    def step(self, t: int) -> PruningStep:
+        """Apply the masks."""
+        self.apply_masks_()
+        return PruningStep()

@@ -12,7 +12,7 @@ from hf_cyclprune.training.lr import check_restartable, check_warmup
 class PruningArguments(PruningConfig, TrainingArguments):
     """`TrainingArguments` with every field of `PruningConfig`; each is also a flag.
 
-    With neither `sparsity` nor an n:m `pattern` nothing is pruned.
+    With neither `sparsity`, an n:m `pattern` nor `method="hold"` nothing is pruned.
 
     Raises:
         ValueError: as `PruningConfig`; also a pruning option without `sparsity` or n:m.
@@ -35,7 +35,8 @@ class PruningArguments(PruningConfig, TrainingArguments):
 
     @property
     def is_pruning(self) -> bool:
-        return self.sparsity is not None or self.pattern != "unstructured"
+        is_chosen = self.sparsity is not None or self.pattern != "unstructured"
+        return is_chosen or self.method != "prune"
 
     def pruning_config(self) -> PruningConfig | None:
         """The validated pruning options as they are now; None if nothing is pruned."""

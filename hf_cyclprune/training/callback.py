@@ -12,6 +12,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.utils import logging
 
 from hf_cyclprune.checkpoints.masks import load_state, save_state
 from hf_cyclprune.config import PruningConfig, config_to_dict
@@ -28,6 +29,9 @@ from hf_cyclprune.training.resume import (
     restore_state,
     warn_of_changes,
 )
+
+logger = logging.get_logger(__name__)
+_SPARSE = 0.05  # more zeros than training leaves by chance
 
 
 class PruningCallback(TrainerCallback):
@@ -103,16 +107,17 @@ class PruningCallback(TrainerCallback):
         targets = find_targets(kwargs["model"], config.targets, config.ignore)
         _check_engine(args, targets)
         check_finite(targets)
-        schedule = config.build_schedule(state.max_steps)
-        self.pruner = Pruner(targets, schedule, config.build_criterion(), config.build_pattern())
+        self.pruner = config.build_pruner(targets, state.max_steps)
         self._warn_without_restarts(config, kwargs.get("lr_scheduler"))
         self._last_step = state.global_step
         if state.global_step > 0:
             self._resume(state, config)
+        elif config.method != "hold":
+            _tell_of_zeros(targets)
         self.pruner.apply_masks_()
 
     def _warn_without_restarts(self, config: PruningConfig, lr_scheduler: Any) -> None:
-        if self.has_pruning_trainer or not config.lr_restarts or config.num_cycles == 1:
+        if self.has_pruning_trainer or not config.restarts_lr:
             return
         if not restarts(lr_scheduler):
             warnings.warn(
@@ -126,7 +131,8 @@ class PruningCallback(TrainerCallback):
         assert self.pruner is not None
         saved = load_state(self.resume_folder) if self.resume_folder is not None else None
         if saved is None:
-            masks_from_zeros(self.pruner, state.global_step)
+            if config.method != "hold":  # which has them already
+                masks_from_zeros(self.pruner, state.global_step)
         else:
             self.history = restore_state(self.pruner, saved)
             if warn_of_changes(saved, config_to_dict(config), self.pruner.schedule.total_steps):
@@ -212,7 +218,18 @@ class PruningCallback(TrainerCallback):
             targets=exact_expressions(self.pruner.targets),
             patterns=[*CHECKED_PATTERNS, config.pattern],
             cycles=self.history.cycles,
-            target_sparsity=config.target_sparsity,
+            target_sparsity=None if config.method == "hold" else config.target_sparsity,
+        )
+
+
+def _tell_of_zeros(targets: Mapping[str, Tensor]) -> None:
+    """A run from a sparse model begins dense, as the schedule says; that may surprise."""
+    num_zeros = sum(weight.numel() - int(weight.count_nonzero()) for weight in targets.values())
+    share = num_zeros / sum(weight.numel() for weight in targets.values())
+    if share > _SPARSE:
+        logger.warning(
+            f"The model already has {share:.2%} zeros in its target weights. They may all return "
+            "where the schedule begins dense; method='hold' keeps them."
         )
 
 

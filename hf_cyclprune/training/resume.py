@@ -37,7 +37,7 @@ def restore_state(pruner: Pruner, saved: PruningState) -> CycleHistory:
         )
     for name, packed in saved.masks.items():
         pruner.masks[name].copy_(unpack_mask(packed, pruner.shapes[name]))
-    pruner.num_pruned = count_pruned(pruner)
+    pruner.count_pruned()
     pending = set(saved.pending)
     pruner.pending = {g for g, names in enumerate(pruner.groups) if pending & set(names)}
     return CycleHistory.from_dict(saved.history, saved.reference)
@@ -81,7 +81,7 @@ def masks_from_zeros(pruner: Pruner, step: int) -> None:
     """
     for name, weight in pruner.targets.items():
         pruner.masks[name].copy_(weight.detach() != 0)
-    pruner.num_pruned = count_pruned(pruner)
+    pruner.count_pruned()
     demands, is_waiting = _possible_demands(pruner, step)
     for g, names in enumerate(pruner.groups):
         found = pruner.num_pruned[g]
@@ -93,14 +93,6 @@ def masks_from_zeros(pruner: Pruner, step: int) -> None:
             )
         if is_waiting and found != demands[0][g] and found == demands[-1][g]:
             pruner.pending.add(g)
-
-
-def count_pruned(pruner: Pruner) -> list[int]:
-    """Pruned weights of each group, counted in the masks."""
-    return [
-        sum(pruner.masks[name].numel() - int(pruner.masks[name].sum()) for name in names)
-        for names in pruner.groups
-    ]
 
 
 def _possible_demands(pruner: Pruner, step: int) -> tuple[list[list[int]], bool]:
