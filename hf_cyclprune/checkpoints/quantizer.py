@@ -5,6 +5,9 @@ the file of the weights, checks what is in it, decodes each blob where transform
 weight, and leaves no trace on model and config.
 """
 
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +18,8 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from hf_cyclprune.checkpoints.codec import PackedError, decode
-from hf_cyclprune.checkpoints.container import SUFFIX, check_file
+from hf_cyclprune.checkpoints.codec import Bytes, PackedError, decode
+from hf_cyclprune.checkpoints.container import SUFFIX, check_file, read_tensor
 from hf_cyclprune.checkpoints.facts import METHOD, Facts
 
 
@@ -48,6 +51,7 @@ class PackedQuantizer(HfQuantizer):
         self.failure: PackedError | None = None
         self.dtypes: dict[str, torch.dtype] = {}
         """Of every tensor of the model, as it was asked for."""
+        self.decoder: _Decoder | None = None
 
     def is_serializable(self, *args: Any, **kwargs: Any) -> bool:
         return True
@@ -71,10 +75,10 @@ class PackedQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(
         self, model: Any, checkpoint_files: Any = None, **kwargs: Any
     ) -> Any:
-        found: list[str] = []
-        for file in checkpoint_files or []:
-            found += [name.removesuffix(SUFFIX) for name in check_file(Path(file))]
+        names = {Path(file): check_file(Path(file)) for file in checkpoint_files or []}
+        found = [name.removesuffix(SUFFIX) for in_file in names.values() for name in in_file]
         self.facts.check_names("the packed model", found)
+        self.decoder = _Decoder(names, most=sum(tensor.numel() for _, tensor in _tensors(model)))
         self.dtypes = {name: tensor.dtype for name, tensor in _tensors(model)}
         return model
 
@@ -91,6 +95,8 @@ class PackedQuantizer(HfQuantizer):
         ]
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        assert self.decoder is not None
+        self.decoder.stop()
         if self.failure is not None:
             raise self.failure
         for name, tensor in _tensors(model):  # 5.0 leaves those that are stored as they are
@@ -101,6 +107,48 @@ class PackedQuantizer(HfQuantizer):
         if "transformers_weights" in model.config.__dict__:
             del model.config.transformers_weights
         return model
+
+
+class _Decoder:
+    """Decodes the blobs of some files in threads, while transformers asks for one at a time.
+
+    What is decoded early takes no memory beyond the model: it becomes the model's weights.
+    """
+
+    def __init__(self, names: Mapping[Path, list[str]], most: int) -> None:
+        self._pool = ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1))
+        self._futures: dict[bytes, list[Future[Tensor]]] = {}
+        blobs = [
+            (read_tensor(path, name).numpy(), name.removesuffix(SUFFIX))
+            for path, in_file in names.items()
+            for name in in_file
+            if name.endswith(SUFFIX)
+        ]
+        for blob, name in sorted(blobs, key=lambda pair: -pair[0].size):
+            future = self._pool.submit(decode, blob, name, None, most)
+            self._futures.setdefault(_key(blob), []).append(future)
+
+    def take(self, blob: Bytes, name: str, shape: Sequence[int]) -> Tensor:
+        """The tensor in a blob, once.
+
+        Raises:
+            PackedError: the blob is damaged, or of another shape.
+        """
+        futures = self._futures.get(_key(blob))
+        if not futures:
+            return decode(blob, name, shape)
+        tensor = futures.pop().result()
+        return tensor if tensor.shape == torch.Size(shape) else decode(blob, name, shape)
+
+    def stop(self) -> None:
+        """Leave what nobody asked for, as the head where a headless model is loaded."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._futures.clear()
+
+
+def _key(blob: Bytes) -> bytes:
+    """Begins with the checksum of all of it."""
+    return blob[8:64].tobytes()
 
 
 class Unpack(ConversionOps):
@@ -124,8 +172,9 @@ class Unpack(ConversionOps):
         (value,) = input_dict.values()
         blob = value[0] if isinstance(value, list) else value
         expected = _find(kwargs["model"], name)
+        assert self.hf_quantizer.decoder is not None
         try:
-            tensor = decode(blob.cpu().numpy(), name, expected.shape)
+            tensor = self.hf_quantizer.decoder.take(blob.cpu().numpy(), name, expected.shape)
         except PackedError as error:
             # transformers would turn an exception into a report without the reason
             self.hf_quantizer.failure = self.hf_quantizer.failure or error
