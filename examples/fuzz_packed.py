@@ -164,7 +164,7 @@ def draw_stream(draw: random.Random, stream: bytes) -> bytes:
 
 
 def draw_number(draw: random.Random, facts: list[int]) -> int:
-    near = max(0, draw.choice(facts) + draw.choice((-2, -1, 0, 1, 2)))
+    near = (draw.choice(facts) + draw.choice((-2, -1, 0, 1, 2))) % 2**64
     return draw.choice((near, near, draw.choice(ODD_NUMBERS)))
 
 
