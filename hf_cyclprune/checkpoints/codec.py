@@ -159,7 +159,7 @@ def read_head(
         head = _parse(memoryview(np.ascontiguousarray(blob).data))
         if shape is not None:
             _check(head.shape == tuple(shape), f"shape {head.shape}; the model has {tuple(shape)}")
-        fits = most is None or head.size <= most
+        fits = most is None or max(head.size, *head.shape, 0) <= most
         _check(fits, f"shape {head.shape}; the whole model has {most} weights")
     except (PackedError, struct.error) as error:
         raise _explain(name, error) from error
@@ -206,6 +206,8 @@ def _parse(blob: memoryview) -> Head:
     _check(len(body) == length, f"{len(body)} bytes of content; its header says {length}")
     _check(_checksum(blob) == crc, "the checksum does not fit: it is damaged")
     total = math.prod(dims)
+    is_possible = math.prod(max(dim, 1) for dim in dims) < 1 << 63
+    _check(is_possible, f"shape {tuple(dims)}, which no tensor has")
     _check(num_kept <= total, f"{num_kept} kept elements of {total}")
     positions, body = body[:num_positions], body[num_positions:]
     exponents, rest = body[:num_exponents], body[num_exponents:]

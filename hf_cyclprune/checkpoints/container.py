@@ -30,18 +30,24 @@ SUFFIX = ".packed"
 _KEY = "hf_cyclprune"
 _ALIGNMENT = 8
 
-_DTYPE_NAMES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
+_DTYPE_NAMES = {  # in the order of safetensors, which writes the last ones first
+    torch.bool: "BOOL",
+    torch.uint8: "U8",
+    torch.int8: "I8",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.int16: "I16",
+    torch.uint16: "U16",
     torch.float16: "F16",
     torch.bfloat16: "BF16",
-    torch.int64: "I64",
     torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
+    torch.uint32: "U32",
+    torch.float32: "F32",
+    torch.float64: "F64",
+    torch.int64: "I64",
+    torch.uint64: "U64",
 }
+_ORDER = {dtype: place for place, dtype in enumerate(_DTYPE_NAMES)}
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,7 @@ class Entry:
 
 def write_file(path: Path, entries: Iterable[Entry], metadata: dict[str, str]) -> None:
     """A safetensors file with one tensor after the other in memory; whole, or not there."""
-    ordered = sorted(entries, key=lambda e: (-e.dtype.itemsize, e.name))  # keeps them aligned
+    ordered = sorted(entries, key=lambda e: (-_ORDER[e.dtype], e.name))  # keeps them aligned
     header: dict[str, Any] = {"__metadata__": metadata}
     offset = 0
     for entry in ordered:
@@ -96,6 +102,15 @@ def checksum(name: str, tensor: Tensor) -> int:
     shape = "x".join(map(str, tensor.shape))
     start = zlib.crc32(f"{name} {_DTYPE_NAMES[tensor.dtype]} {shape}".encode())
     return zlib.crc32(to_bytes(tensor[:12] if name.endswith(SUFFIX) else tensor), start)
+
+
+def check_packable(name: str, tensor: Tensor) -> None:
+    """Raise a ValueError if a packed file cannot hold the tensor under its name."""
+    if name.endswith(SUFFIX) or tensor.dtype not in _DTYPE_NAMES:
+        raise ValueError(
+            f"tensors must have a type of safetensors and no name in {SUFFIX}; got '{name}' "
+            f"({tensor.dtype}). Leave this model dense."
+        )
 
 
 def make_metadata(checksums: dict[str, int]) -> dict[str, str]:
@@ -160,7 +175,7 @@ def _read_checksums(path: Path, metadata: dict[str, str]) -> dict[str, int]:
     try:
         facts = json.loads(metadata[_KEY])
         version, checksums = facts["version"], dict(facts["crc32"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise PackedError(
             f"{path} must be a packed file of hf_cyclprune; got no readable header ({error!r}). "
             "Get the file again."

@@ -23,6 +23,8 @@ class Facts:
     """The file with the weights, or the index of its shards."""
     tensors: tuple[str, ...]
     """Names of all tensors, packed or not."""
+    dtype: str | None = None
+    """Of the floating-point tensors, for models whose config does not say."""
 
     def to_dict(self) -> dict[str, Any]:
         names = sorted(self.tensors)
@@ -30,6 +32,7 @@ class Facts:
             "quant_method": METHOD,
             "version": VERSION,
             "weights": self.weights,
+            "dtype": self.dtype,
             "tensors": names,
         }
 
@@ -48,12 +51,14 @@ class Facts:
             )
         names = values.get("tensors")
         has_names = isinstance(names, list) and all(isinstance(name, str) for name in names)
+        dtype = values.get("dtype")
+        has_names &= dtype in (None, "float32", "bfloat16", "float16", "float64")
         if values.get("weights") not in (PACKED, PACKED + INDEX) or not has_names:
             raise PackedError(
-                f"config.json in {folder} must name the weights and the tensors; got "
+                f"config.json in {folder} must name the weights, their dtype and the tensors; got "
                 f"{values.get('weights')!r}. Get the folder again."
             )
-        return cls(values["weights"], tuple(names or ()))
+        return cls(values["weights"], tuple(names or ()), dtype)
 
     def check_names(self, folder: Any, found: Iterable[str]) -> None:
         """Raise a PackedError unless each of the tensors was found once, and no other."""
@@ -114,15 +119,23 @@ def list_files(folder: Path, weights: str) -> list[Path]:
     return [folder / name for name in sorted(names)]
 
 
-def write_index(path: Path, files: Mapping[str, str]) -> None:
+def read_index_metadata(path: Path) -> Any:
+    """What an index says beside the files, such as the size; {} where there is no index."""
+    if not path.is_file():
+        return {}
+    return json.loads(path.read_text(encoding="utf-8")).get("metadata", {})
+
+
+def write_index(path: Path, files: Mapping[str, str], metadata: Any) -> None:
     """The index of a sharded model.
 
     Args:
         path: the index file.
         files: name of a tensor -> name of its file.
+        metadata: what the index of the model had before.
     """
-    index = {"metadata": {}, "weight_map": dict(sorted(files.items()))}
-    path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    index = {"metadata": metadata, "weight_map": files}
+    path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def dense_files(folder: Path) -> list[Path]:

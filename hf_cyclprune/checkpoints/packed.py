@@ -27,6 +27,7 @@ from hf_cyclprune.checkpoints.codec import PackedError, encode
 from hf_cyclprune.checkpoints.container import (
     SUFFIX,
     Entry,
+    check_packable,
     checksum,
     list_names,
     make_metadata,
@@ -41,12 +42,16 @@ from hf_cyclprune.checkpoints.facts import (
     Facts,
     dense_files,
     read_config,
+    read_index_metadata,
     write_config,
     write_index,
 )
 from hf_cyclprune.checkpoints.weights import PackedWeights, model_class
 
-_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".h5", ".msgpack")
+_PICKLES = (
+    *(".bin", ".pt", ".pth", ".pkl", ".pickle", ".dill", ".joblib", ".npy", ".npz", ".ckpt"),
+    *(".h5", ".msgpack"),
+)
 
 
 def pack(source: str | Path, target: str | Path, dtype: torch.dtype | None = None) -> None:
@@ -78,11 +83,13 @@ def pack(source: str | Path, target: str | Path, dtype: torch.dtype | None = Non
         weights = PACKED
         if len(files) > 1:
             weights = PACKED + INDEX
-            write_index(folder / weights, places)
+            metadata = read_index_metadata(source / (DENSE + INDEX))
+            write_index(folder / weights, places, metadata)
         if dtype is not None:
             config["dtype"] = str(dtype).removeprefix("torch.")
         names = tuple(name.removesuffix(SUFFIX) for name in places)
-        config["quantization_config"] = Facts(weights, names).to_dict()
+        facts = Facts(weights, names, _find_dtype(files) if dtype is None else config["dtype"])
+        config["quantization_config"] = facts.to_dict()
         write_config(folder, config)
         _copy_others(source, folder)
 
@@ -120,7 +127,8 @@ def unpack(source: str | Path, target: str | Path) -> None:
             write_file(folder / name, map(weights.entry, names), {"format": "pt"})
             places |= dict.fromkeys(names, name)
         if len(weights.by_file()) > 1:
-            write_index(folder / (DENSE + INDEX), places)
+            metadata = read_index_metadata(source / (PACKED + INDEX))
+            write_index(folder / (DENSE + INDEX), places, metadata)
         write_config(folder, config)
         _copy_others(source, folder)
 
@@ -166,6 +174,7 @@ def _pack_file(source: Path, target: Path, dtype: torch.dtype | None) -> list[st
 
         for name in list_names(source):
             tensor = load(name)
+            check_packable(name, tensor)
             blob = encode(tensor) if tensor.ndim > 1 else None
             if blob is None:
                 key, read = name, partial(_load_bytes, load, name)
@@ -177,6 +186,16 @@ def _pack_file(source: Path, target: Path, dtype: torch.dtype | None) -> list[st
             entries.append(Entry(key, tensor.dtype, tuple(tensor.shape), read))
         write_file(target, entries, make_metadata(checksums))
     return [entry.name for entry in entries]
+
+
+def _find_dtype(files: list[Path]) -> str | None:
+    """Of the first floating-point tensor, as from_pretrained would find it."""
+    for file in files:
+        for name in list_names(file):
+            tensor = read_tensor(file, name)
+            if tensor.is_floating_point():
+                return str(tensor.dtype).removeprefix("torch.")
+    return None
 
 
 def _load_bytes(load: Callable[[str], Tensor], name: str) -> Any:
@@ -193,7 +212,7 @@ def _copy_others(source: Path, folder: Path) -> None:
     """Tokenizer, card, reports; not config.json, weights or pickles."""
     for path in source.iterdir():
         is_weight = path.suffix == ".safetensors" or path.name.endswith(INDEX)
-        is_skipped = is_weight or path.suffix in _PICKLES or path.name == "config.json"
+        is_skipped = is_weight or path.suffix.lower() in _PICKLES or path.name == "config.json"
         if path.is_file() and not is_skipped:
             shutil.copyfile(path, folder / path.name)
 

@@ -6,7 +6,7 @@ weight, and leaves no trace on model and config.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,8 @@ class PackedQuantizer(HfQuantizer):
 
     def update_attn_implementation(self, config: Any) -> Any:
         config.transformers_weights = self.facts.weights
+        if getattr(config, "dtype", None) is None and self.facts.dtype is not None:
+            config.dtype = getattr(torch, self.facts.dtype)
         return config
 
     def _process_model_before_weight_loading(
@@ -116,6 +118,7 @@ class _Decoder:
     """
 
     def __init__(self, names: Mapping[Path, list[str]], most: int) -> None:
+        self._most = most
         self._pool = ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1))
         self._futures: dict[bytes, list[Future[Tensor]]] = {}
         blobs = [
@@ -128,17 +131,14 @@ class _Decoder:
             future = self._pool.submit(decode, blob, name, None, most)
             self._futures.setdefault(_key(blob), []).append(future)
 
-    def take(self, blob: Bytes, name: str, shape: Sequence[int]) -> Tensor:
+    def take(self, blob: Bytes, name: str) -> Tensor:
         """The tensor in a blob, once.
 
         Raises:
-            PackedError: the blob is damaged, or of another shape.
+            PackedError: the blob is damaged, or larger than the model.
         """
         futures = self._futures.get(_key(blob))
-        if not futures:
-            return decode(blob, name, shape)
-        tensor = futures.pop().result()
-        return tensor if tensor.shape == torch.Size(shape) else decode(blob, name, shape)
+        return futures.pop().result() if futures else decode(blob, name, most=self._most)
 
     def stop(self) -> None:
         """Leave what nobody asked for, as the head where a headless model is loaded."""
@@ -174,11 +174,12 @@ class Unpack(ConversionOps):
         expected = _find(kwargs["model"], name)
         assert self.hf_quantizer.decoder is not None
         try:
-            tensor = self.hf_quantizer.decoder.take(blob.cpu().numpy(), name, expected.shape)
+            tensor = self.hf_quantizer.decoder.take(blob.cpu().numpy(), name)
         except PackedError as error:
             # transformers would turn an exception into a report without the reason
             self.hf_quantizer.failure = self.hf_quantizer.failure or error
             tensor = torch.zeros(expected.shape)
+        # transformers itself refuses another shape, or ignores it where it may
         return {target_patterns[0]: tensor.to(expected.dtype)}
 
 

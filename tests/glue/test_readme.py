@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -11,7 +12,8 @@ from pathlib import Path
 from tests.hub.repos import add_tiny_bert, add_tiny_glue
 from tests.hub.server import HubServer
 
-README = (Path(__file__).parent.parent.parent / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parent.parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 RUN = """
 import json, sys
 from hf_cyclprune.cli import main
@@ -50,3 +52,14 @@ def test_accelerate_launches_it(flags, tmp_path):
     done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "out" / "all_results.json").is_file()
+
+
+def test_the_example_with_the_trainer_does_the_same(tiny_folder, glue_folder, tmp_path):
+    main = runpy.run_path(str(ROOT / "examples" / "glue_trainer.py"))["main"]
+    folder = str(glue_folder / "sst2")
+    options = {"max_steps": 12, "save_strategy": "no", "report_to": [], "num_cycles": 2}
+    values = main(str(tiny_folder), str(tmp_path / "out"), folder, **options)
+    assert 0 <= values["eval_accuracy"] <= 1
+    report = json.loads((tmp_path / "out" / "sparsity_report.json").read_text())
+    assert report["is_at_target"]
+    assert report["target_sparsity"] == 0.8

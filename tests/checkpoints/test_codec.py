@@ -1,0 +1,663 @@
+import math
+import runpy
+import struct
+import tracemalloc
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hf_cyclprune.checkpoints.codec import PackedError, decode, encode, read_head
+from tests.checkpoints.reader import DTYPES, read_blob
+
+FUZZ = Path(__file__).parents[2] / "examples" / "fuzz_packed.py"
+FLOATS = [torch.float32, torch.bfloat16, torch.float16]
+CHUNK = 1 << 18
+BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
+SPECIAL = {  # -0.0, Inf, -Inf, a quiet and a signaling NaN with payload, smallest denormal, largest
+    torch.float32: [1 << 31, 0x7F80 << 16, 0xFF80 << 16, 0x7FC01234, 0xFF812345, 1, 0x7F7FFFFF],
+    torch.bfloat16: [1 << 15, 0x7F80, 0xFF80, 0x7FC5, 0xFF81, 1, 0x7F7F],
+    torch.float16: [1 << 15, 0x7C00, 0xFC00, 0x7E05, 0xFC01, 1, 0x7BFF],
+}
+ALL, GAPS, BITMASK = range(3)
+
+
+def from_bits(bits, dtype):
+    width = dtype.itemsize
+    return torch.from_numpy(np.array(bits, f"u{width}").view(f"i{width}")).view(dtype)
+
+
+def bits_of(tensor):
+    return tensor.contiguous().view(-1).view(BITS[tensor.dtype]).reshape(tensor.shape)
+
+
+def normal(*shape, dtype=torch.float32, seed=0):
+    return (torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * 0.05).to(dtype)
+
+
+def prune(weight, sparsity):
+    """The smallest to +0.0."""
+    flat = weight.clone().reshape(-1)
+    flat[flat.abs().float().argsort()[: round(sparsity * flat.numel())]] = 0
+    return flat.reshape(weight.shape)
+
+
+def prune_2_of_4(weight):
+    groups = weight.reshape(-1, 4)
+    pruned = groups.abs().float().argsort(1)[:, :2]
+    return groups.scatter(1, pruned, 0).reshape(weight.shape)
+
+
+def assert_round_trip(tensor):
+    """Encode, decode with both readers; return the blob."""
+    blob = encode(tensor)
+    assert blob is not None
+    assert blob.dtype == np.uint8
+    assert blob.nbytes < tensor.numel() * tensor.element_size()
+    back = decode(blob, "w", tensor.shape)
+    assert back.dtype == tensor.dtype
+    assert back.shape == tensor.shape
+    assert torch.equal(bits_of(back), bits_of(tensor))
+    name, width = DTYPES[blob[5]]
+    shape, content = tuple(tensor.shape), bits_of(tensor).numpy().tobytes()
+    assert read_blob(blob.tobytes()) == (name, shape, content)
+    assert width == tensor.element_size()
+    return blob
+
+
+def form_of(blob):
+    return int(blob[6])
+
+
+# The tensor comes back, bit for bit.
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("sparsity", [0, 0.3, 0.5, 0.8, 0.9, 0.95, 0.97, 0.999, 1])
+def test_a_pruned_weight_comes_back_bit_for_bit(sparsity, dtype):
+    blob = encode(prune(normal(64, 96, dtype=dtype), sparsity))
+    if blob is not None or sparsity >= 0.3:
+        assert_round_trip(prune(normal(64, 96, dtype=dtype), sparsity))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_a_2_4_pattern_comes_back_and_is_a_bitmask(dtype):
+    blob = assert_round_trip(prune_2_of_4(normal(64, 96, dtype=dtype)))
+    assert form_of(blob) == BITMASK
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("num_zeros", [0, 3, 40, 300])
+def test_signed_zeros_nans_infinities_and_denormals_keep_their_bits(dtype, num_zeros):
+    bits = [0] * num_zeros + SPECIAL[dtype] * 60 + [0] * 200 + SPECIAL[dtype] + [0] * num_zeros
+    assert_round_trip(from_bits(bits, dtype))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_minus_zero_is_an_element_and_not_a_zero(dtype):
+    only = torch.full((500,), -0.0, dtype=dtype)
+    blob = assert_round_trip(only)
+    assert form_of(blob) == ALL
+    assert read_head(blob, "w", only.shape).num_kept == 500
+    mixed = torch.zeros(500, dtype=dtype)
+    mixed[::7] = -0.0
+    assert read_head(assert_round_trip(mixed), "w", mixed.shape).num_kept == 72
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize(
+    "shape", [(200,), (4, 50), (2, 10, 10), (200, 1, 1), (1, 1, 1, 200), (1,) * 7 + (200,)]
+)
+def test_any_shape_of_up_to_eight_dimensions_comes_back(shape, dtype):
+    assert_round_trip(prune(normal(*shape, dtype=dtype), 0.9))
+
+
+def test_nine_dimensions_are_stored_as_they_are():
+    assert encode(torch.zeros((1,) * 8 + (1000,))) is None
+
+
+@pytest.mark.parametrize("value", [0.0, -0.0, 1.0, math.nan])
+@pytest.mark.parametrize("shape", [(), (0,), (1,), (3, 0), (1, 1)])
+def test_empty_tensors_and_single_elements_are_smaller_as_they_are(shape, value):
+    assert encode(torch.full(shape, value)) is None
+
+
+def test_a_blob_of_no_element_or_of_one_without_dimensions_is_read():
+    assert decode(build((0, 3)), "w", (0, 3)).shape == (0, 3)
+    one = build((), 1, b"", exponents([0x7F]), b"\0\0\0", form=ALL)
+    assert torch.equal(decode(one, "w", ()), torch.tensor(1.0))
+    assert read_blob(one.tobytes()) == ("F32", (), torch.tensor(1.0).numpy().tobytes())
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("value", [0.0, -0.0, 1.0, -3.5, math.inf])
+def test_equal_elements_come_back(value, dtype):
+    assert_round_trip(torch.full((40, 30), value, dtype=dtype))
+
+
+def test_a_zero_weight_of_a_million_elements_takes_almost_nothing():
+    assert assert_round_trip(torch.zeros(1000, 1000)).size < 1500
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda w: w.t(),
+        lambda w: w[::2, 1::3],
+        lambda w: w[5:],
+        lambda w: w[:, :1].expand(-1, 50),
+        lambda w: w.flip(0),
+        lambda w: torch.nn.Parameter(w),
+    ],
+)
+def test_a_view_comes_back_as_what_it_shows(view):
+    weight = view(prune(normal(60, 60), 0.9))
+    blob = assert_round_trip(weight.detach())
+    assert np.array_equal(blob, encode(weight))
+
+
+def test_encoding_leaves_the_tensor_as_it_was_and_is_the_same_every_time():
+    weight = prune(normal(50, 50), 0.8)
+    before = weight.clone()
+    assert np.array_equal(encode(weight), encode(weight))
+    assert torch.equal(weight, before)
+
+
+def test_what_comes_back_can_be_written_to_and_does_not_hold_the_blob():
+    weight = prune(normal(50, 50), 0.8)
+    blob = encode(weight)
+    back = decode(blob, "w", weight.shape)
+    back.fill_(1.0)
+    assert torch.equal(decode(blob, "w", weight.shape), weight)
+    dense = torch.ones(400)
+    decode(encode(dense), "w", dense.shape).fill_(2.0)
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.int64, torch.int8, torch.uint8, torch.bool, torch.complex64]
+)
+def test_other_types_are_stored_as_they_are(dtype):
+    assert encode(torch.zeros(1000, dtype=dtype)) is None
+
+
+@pytest.mark.parametrize("size", [CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK - 7, 2 * CHUNK + 9])
+@pytest.mark.parametrize("sparsity", [0, 0.5, 0.97])
+def test_a_weight_around_a_multiple_of_the_chunk_comes_back(size, sparsity):
+    blob = encode(prune(normal(size), sparsity))
+    back = decode(blob, "w", (size,))
+    assert torch.equal(bits_of(back), bits_of(prune(normal(size), sparsity)))
+
+
+@pytest.mark.parametrize("gap", [0, 1, 253, 254, 255, 256, 509, 510, 511, 764, 765, 766, 5000])
+@pytest.mark.parametrize("tail", [0, 1, 254, 255, 256, 510, 3000])
+def test_gaps_around_multiples_of_the_skip_come_back(gap, tail):
+    zeros = [0.0] * gap
+    weight = torch.tensor([*zeros, 1.5, *zeros, 2.5, 3.5, *zeros, 4.5] + [0.0] * (tail + 300))
+    blob = assert_round_trip(weight)
+    positions = read_head(blob, "w", weight.shape).positions
+    if form_of(blob) == GAPS:
+        content = zlib.decompress(positions, -15)
+        assert len(content) == 4 + 3 * (gap // 255)
+        assert content[-1] == gap % 255
+
+
+@pytest.mark.parametrize("num_skips", [-1, 0, 1])
+def test_skips_across_the_border_of_a_chunk_come_back(num_skips):
+    """2^18 bytes of gaps end in the middle of a run of 255s."""
+    weight = torch.zeros(CHUNK + 255 * 400 + 100)
+    weight[: CHUNK - 200 + num_skips] = normal(CHUNK - 200 + num_skips).abs() + 1
+    weight[-1] = 1
+    symbols = np.frombuffer(bytes(CHUNK - 200 + num_skips) + b"\xff" * 400, np.uint8)
+    blob = build(
+        (weight.numel(),),
+        CHUNK - 200 + num_skips,
+        raw(symbols),
+        *split(weight[: CHUNK - 200 + num_skips]),
+    )
+    assert torch.equal(decode(blob, "w", weight.shape)[:-1], weight[:-1])
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("num_symbols", [1, 2, 3, 4, 5, 6, 7, 15, 16, 17, 100, 255, 256])
+@pytest.mark.parametrize("extra", range(3))
+def test_any_number_of_distinct_exponents_comes_back(num_symbols, extra, dtype):
+    bits = [(s << 8 * dtype.itemsize - 9) or 1 << 8 * dtype.itemsize - 1 for s in range(256)]
+    kept = bits[256 - num_symbols :] * 2 + bits[-1:] * extra
+    weight = from_bits(sum(([b] + [0] * 9 for b in kept), [0] * 300), dtype)
+    head = read_head(assert_round_trip(weight), "w", weight.shape)
+    assert head.exponents[0] == num_symbols - 1
+    k = {1: 8, 2: 8, 3: 5, 4: 4, 5: 3, 6: 3, 7: 2, 15: 2, 16: 2}.get(num_symbols, 1)
+    packed = zlib.decompress(head.exponents[1 + num_symbols :], -15)
+    assert len(packed) == -(-len(kept) // k)
+
+
+@st.composite
+def tensors(draw):
+    """Random bit patterns, often few of them, between runs of zeros."""
+    dtype = draw(st.sampled_from(FLOATS))
+    width = dtype.itemsize
+    pattern = st.one_of(st.integers(0, 2 ** (8 * width) - 1), st.sampled_from(SPECIAL[dtype]))
+    run = st.sampled_from([0, 0, 0, 1, 2, 7, 100, 254, 255, 256, 510, 700])
+    pieces = draw(st.lists(st.tuples(run, st.lists(pattern, max_size=30)), max_size=20))
+    bits = [b for zeros, kept in pieces for b in [0] * zeros + kept]
+    bits += [0] * draw(run)
+    return from_bits(bits, dtype)
+
+
+@given(tensors())
+@settings(deadline=None, max_examples=300)
+def test_random_bits_between_random_runs_of_zeros_come_back(tensor):
+    if encode(tensor) is not None:
+        assert_round_trip(tensor)
+
+
+# Its size.
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_the_form_is_the_one_that_costs_least(dtype):
+    weight = normal(100, 100, dtype=dtype)
+    blob = encode(weight)
+    assert blob is None or form_of(blob) == ALL
+    assert form_of(encode(prune(weight, 0.9))) == GAPS
+    assert form_of(encode(prune_2_of_4(weight))) == BITMASK
+    assert form_of(encode(torch.zeros_like(weight))) == GAPS
+    block = torch.zeros_like(weight)
+    block[:50] = weight[:50]
+    block[:50][block[:50] == 0] = 1
+    assert form_of(encode(block)) in (GAPS, BITMASK)
+
+
+def test_noise_is_stored_as_it_is():
+    bits = np.random.default_rng(0).integers(1, 2**32, 10_000, np.uint32)
+    assert encode(from_bits(bits, torch.float32)) is None
+
+
+def test_a_dense_weight_is_packed_only_if_that_saves_a_tenth():
+    assert assert_round_trip(normal(400, 400)).size <= 0.9 * 4 * 160_000
+    bits = np.random.default_rng(0).integers(1, 2**29, 40_000, np.uint32)  # 5 bits of exponent
+    assert encode(from_bits(bits, torch.float32)) is None
+
+
+def entropy(counts):
+    shares = counts[counts > 0] / counts.sum()
+    return float(-(shares * np.log2(shares)).sum())
+
+
+def floor_in_bytes(weight, is_2_of_4):
+    """Positions, exponents of the kept elements, and their other bits."""
+    width = weight.element_size()
+    bits = bits_of(weight).numpy().reshape(-1).view(f"u{width}")
+    kept = bits[bits != 0]
+    positions = entropy(np.array([kept.size, bits.size - kept.size]))
+    if is_2_of_4:
+        positions = math.log2(6) / 4
+    exponents = entropy(np.bincount(kept << 1 >> (8 * width - 8) & 255))
+    return (bits.size * positions + kept.size * (exponents + 8 * (width - 1))) / 8
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("sparsity", [0.5, 0.8, 0.9, 0.95, 0.97, "2:4"])
+def test_a_million_gaussian_weights_take_3_percent_more_than_their_entropy(sparsity, dtype):
+    is_2_of_4 = sparsity == "2:4"
+    weight = normal(1000, 1000, dtype=dtype)
+    weight = prune_2_of_4(weight) if is_2_of_4 else prune(weight, sparsity)
+    blob = encode(weight)
+    assert torch.equal(bits_of(decode(blob, "w", weight.shape)), bits_of(weight))
+    assert blob.size < 1.03 * floor_in_bytes(weight, is_2_of_4)
+
+
+# What is damaged is refused.
+
+
+def raw(data):
+    coder = zlib.compressobj(9, zlib.DEFLATED, -15)
+    return coder.compress(bytes(data)) + coder.flush()
+
+
+def exponents(values):
+    """The section for at most 8 exponents of one kind, or of any kind with the table of all."""
+    if len(set(values)) == 1:
+        return bytes([0, values[0]]) + raw(bytes(-(-len(values) // 8)))
+    return bytes([255, *range(256)]) + raw(values)
+
+
+def split(weight):
+    """Exponents and rest of float32 elements as in the format."""
+    bits = bits_of(weight).numpy().view("<u4")
+    rotated = bits << 1 | bits >> 31
+    rest = rotated.astype("<u2").tobytes() + (rotated >> 16).astype(np.uint8).tobytes()
+    return exponents((rotated >> 24).astype(np.uint8).tolist()), rest
+
+
+def build(
+    shape, kept=0, positions=None, coded=b"", rest=b"", *, form=GAPS, code=1, version=1, **lies
+):
+    """A blob from its parts, with a checksum that fits."""
+    positions = raw(b"") if positions is None else positions
+    sizes = (lies.get("num_positions", len(positions)), lies.get("num_exponents", len(coded)))
+    head = struct.pack("<4sBBBBI", b"HFCP", version, code, form, lies.get("ndim", len(shape)), 0)
+    facts = struct.pack(f"<{len(shape) + 3}Q", kept, *shape, *sizes)
+    return seal(head + facts + positions + coded + rest)
+
+
+def seal(blob):
+    blob = bytearray(blob)
+    blob[8:12] = zlib.crc32(bytes(blob[:8] + blob[12:])).to_bytes(4, "little")
+    return np.frombuffer(bytes(blob), np.uint8)
+
+
+def assert_refused(blob, shape=(2, 32), match="", **options):
+    options = options or {"shape": shape}
+    with pytest.raises(PackedError, match=r"'layer\.weight'.*" + match + ".*Get the file again"):
+        decode(blob, "layer.weight", **options)
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A weight and its blob for each form, put together: they are too small for the encoder."""
+    dense, pruned, groups = normal(2, 32), prune(normal(2, 32), 0.75), prune_2_of_4(normal(2, 32))
+    gaps = raw(np.diff(np.flatnonzero(pruned), prepend=-1).astype(np.uint8) - 1)
+    bits = raw(np.packbits(groups != 0, bitorder="little"))
+    return [
+        (dense, build((2, 32), 64, b"", *split(dense.flatten()), form=ALL)),
+        (pruned, build((2, 32), 16, gaps, *split(pruned[pruned != 0]))),
+        (groups, build((2, 32), 32, bits, *split(groups[groups != 0]), form=BITMASK)),
+    ]
+
+
+def test_the_small_blobs_have_all_forms(small):
+    assert [form_of(blob) for _, blob in small] == [ALL, GAPS, BITMASK]
+    for weight, blob in small:
+        assert torch.equal(decode(blob, "w", weight.shape), weight)
+
+
+@pytest.mark.parametrize("form", [ALL, GAPS, BITMASK])
+def test_every_change_of_a_byte_is_refused(small, form):
+    _, blob = small[form]
+    for place in range(blob.size):
+        for flip in (1, 16, 128, 255):
+            changed = blob.copy()
+            changed[place] ^= flip
+            assert_refused(changed)
+
+
+@pytest.mark.parametrize("form", [ALL, GAPS, BITMASK])
+def test_every_truncation_and_anything_appended_is_refused(small, form):
+    _, blob = small[form]
+    for size in range(blob.size):
+        assert_refused(blob[:size])
+        assert_refused(seal(blob[:size].tobytes()) if size >= 12 else blob[:size])
+    for tail in (b"\0", b"\xff" * 8, blob.tobytes()):
+        assert_refused(np.frombuffer(blob.tobytes() + tail, np.uint8), match="bytes of content")
+        assert_refused(seal(blob.tobytes() + tail), match="bytes of content")
+
+
+@pytest.mark.parametrize("form", [ALL, GAPS, BITMASK])
+@pytest.mark.parametrize("field", range(5))  # kept, 2 dimensions, positions, exponents
+def test_a_header_that_lies_is_refused_without_memory(small, form, field):
+    weight, blob = small[form]
+    (truth,) = struct.unpack_from("<Q", blob, 12 + 8 * field)
+    lies = {0, 1, truth + 1, abs(truth - 1), 2**16, 2**31, 2**32, 2**40, 2**63 - 1, 2**63}
+    tracemalloc.start()
+    for lie in (lies | {2**64 - 1}) - {truth}:
+        changed = bytearray(blob.tobytes())
+        struct.pack_into("<Q", changed, 12 + 8 * field, lie)
+        assert_refused(seal(changed))
+        assert_refused(seal(changed), most=weight.numel() - 1)
+        try:
+            decode(seal(changed), "w", most=weight.numel())
+        except PackedError:
+            continue
+        assert lie <= weight.numel()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 20
+
+
+def test_lengths_that_only_sum_up_are_refused(small):
+    _, blob = small[GAPS]
+    changed = bytearray(blob.tobytes())
+    num_positions, num_exponents = struct.unpack_from("<2Q", changed, 36)
+    for shift in (-3, -1, 1, 3, num_exponents, -num_positions):
+        struct.pack_into("<2Q", changed, 36, num_positions + shift, num_exponents - shift)
+        assert_refused(seal(changed))
+
+
+@pytest.fixture(scope="module")
+def bomb():
+    """A stream of 1 MB that inflates to 1 GB."""
+    coder = zlib.compressobj(9, zlib.DEFLATED, -15)
+    zeros = bytes(1 << 24)
+    return b"".join(coder.compress(zeros) for _ in range(64)) + coder.flush()
+
+
+@pytest.mark.parametrize("section", ["gaps", "bitmask", "exponents"])
+def test_a_stream_that_inflates_to_a_gigabyte_is_refused_without_memory(bomb, section):
+    parts = {
+        "gaps": ((2, 32), 1, bomb, exponents([1]), bytes(3)),
+        "bitmask": ((2, 32), 1, bomb, exponents([1]), bytes(3)),
+        "exponents": ((2, 32), 1, raw(b"\0"), bytes([0, 1]) + bomb, bytes(3)),
+    }[section]
+    blob = build(*parts, form=BITMASK if section == "bitmask" else GAPS)
+    tracemalloc.start()
+    assert_refused(blob, match=f"the {section} are longer")
+    assert_refused(blob, most=64, match=f"the {section} are longer")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 << 20  # the blob, which is copied a few times
+
+
+@pytest.mark.parametrize("shape", [(2, 64), (64,), (2, 32, 1), (32, 2), (), (0,)])
+def test_the_shape_of_another_model_is_refused(small, shape):
+    for _, blob in small:
+        assert_refused(blob, shape, match=r"shape \(2, 32\); the model has")
+        with pytest.raises(PackedError, match="'w'"):
+            read_head(blob, "w", shape)
+
+
+def test_where_the_shape_is_not_known_the_most_is_respected(small):
+    for weight, blob in small:
+        assert torch.equal(decode(blob, "w", most=64), weight)
+        assert read_head(blob, "w", most=64).shape == (2, 32)
+        assert_refused(blob, most=63, match="the whole model has 63 weights")
+
+
+def test_one_must_be_known(small):
+    with pytest.raises(AssertionError):
+        decode(small[0][1], "w")
+
+
+@pytest.mark.parametrize(
+    "dims",
+    [(0, 2**63), (2**64 - 1, 0), (2**62, 2**62, 0, 4), (0, 2**40, 2**40)],
+)
+@pytest.mark.parametrize("form", [ALL, GAPS, BITMASK])
+def test_dimensions_too_large_for_a_tensor_are_refused_even_beside_a_zero(dims, form):
+    blob = build(dims, form=form, positions=b"" if form == ALL else raw(b""))
+    assert_refused(blob, most=100)
+
+
+@pytest.mark.parametrize("dims", [(2**27, 2**27, 2**27, 0), (0, *(2**9,) * 7)])
+def test_dimensions_whose_product_beside_a_zero_overflows_are_refused(dims):
+    assert_refused(build(dims), most=2**28)
+
+
+def test_dimensions_that_overflow_to_the_right_size_are_refused():
+    for dims in [(2**32, 2**32), (2**63, 2), (2**32 + 1, 2**32)]:
+        assert_refused(build(dims), most=100, match="the whole model has")
+
+
+@pytest.mark.parametrize("version", [0, 2, 255])
+def test_another_format_version_is_refused_by_its_number(version):
+    assert_refused(build((2, 32), version=version), match=rf"version {version}; this reader knows")
+
+
+@pytest.mark.parametrize("code", [0, 4, 255])
+def test_an_unknown_dtype_is_refused(code):
+    assert_refused(build((2, 32), code=code), match=f"unknown dtype {code}")
+
+
+@pytest.mark.parametrize("form", [3, 255])
+def test_an_unknown_form_is_refused(form):
+    assert_refused(build((2, 32), form=form), match=f"unknown form {form}")
+
+
+@pytest.mark.parametrize("ndim", [9, 255])
+def test_too_many_dimensions_are_refused(ndim):
+    assert_refused(build((2, 32), ndim=ndim), match="dimensions")
+    assert_refused(build((1,) * 9), match="9 dimensions", most=100)
+
+
+@pytest.mark.parametrize("content", [b"", b"HFCP", b"\0" * 100, b"{}" * 50, b"HFCQ" + bytes(60)])
+def test_what_is_not_a_blob_is_refused(content):
+    assert_refused(np.frombuffer(content, np.uint8))
+
+
+def parts(weight):
+    coded, rest = split(weight)
+    return {"coded": coded, "rest": rest}
+
+
+THREE = torch.tensor([1.0, 2.0, 3.0])
+
+
+@pytest.mark.parametrize(
+    ("symbols", "match"),
+    [
+        ([61, 1, 0], "beyond the end"),  # the last one would be at 64
+        ([64, 0, 0], "beyond the end"),
+        ([255, 0, 0, 0], "longer than|beyond the end"),
+        ([0, 0], "2 positions for 3"),
+        ([], "0 positions for 3"),
+        ([0, 0, 0, 0], "longer than|more positions"),
+        ([254, 254, 254], "beyond the end"),
+    ],
+)
+def test_wrong_gaps_are_refused(symbols, match):
+    assert_refused(build((2, 32), 3, raw(symbols), **parts(THREE)), match=f"({match})")
+
+
+def test_the_last_position_may_be_the_last_element():
+    blob = build((2, 32), 3, raw([61, 0, 0]), **parts(THREE))
+    assert torch.equal(decode(blob, "w", (2, 32)).flatten()[-3:], THREE)
+    assert_refused(build((2, 32), 3, raw([61, 0, 1]), **parts(THREE)), match="beyond the end")
+
+
+@pytest.mark.parametrize(
+    "symbols", [[0, 0, 0, 255], [0, 0, 255, 0], [0, 0, 0, 255, 255], [255, 255, 255], [0, 0, 0, 5]]
+)
+def test_gaps_are_refused_even_where_a_skip_leads_beyond_the_end(symbols):
+    assert_refused(build((2, 32), 3, raw(symbols), **parts(THREE)))
+    shape = (2, 150)  # with room for one skip
+    assert_refused(build(shape, 3, raw([*symbols, 255, 255]), **parts(THREE)), shape)
+
+
+@pytest.mark.parametrize(
+    ("bitmask", "match"),
+    [
+        (b"\x07" + bytes(6), "a bitmask of 7 bytes"),
+        (b"\x07" + bytes(8), "longer than"),
+        (b"", "a bitmask of 0 bytes"),
+        (b"\x03" + bytes(7), "2 positions for 3"),
+        (bytes(8), "0 positions for 3"),
+        (b"\x0f" + bytes(7), "more positions"),
+        (b"\xff" * 8, "more positions"),
+    ],
+)
+def test_a_wrong_bitmask_is_refused(bitmask, match):
+    blob = build((2, 32), 3, raw(bitmask), **parts(THREE), form=BITMASK)
+    assert_refused(blob, match=match)
+
+
+def test_all_elements_must_be_there_where_the_form_says_so():
+    for kept, positions in ((2, b""), (3, b"x"), (3, raw(b"\0\0\0"))):
+        blob = build((3,), kept, positions, **parts(THREE[:kept]), form=ALL)
+        assert_refused(blob, (3,), match="not all elements are there")
+    assert_refused(
+        build((2,), 3, b"", **parts(THREE), form=ALL), (2,), match="3 kept elements of 2"
+    )
+
+
+@pytest.mark.parametrize(
+    ("coded", "match"),
+    [
+        (b"", "no table"),
+        (b"\0", "no table"),
+        (b"\xff" + bytes(200), "no table"),
+        (bytes([1, 5, 5]) + raw(b"\0"), "not ascending"),
+        (bytes([2, 5, 7, 6]) + raw(b"\0"), "not ascending"),
+        (bytes([2, 5, 6, 7]) + raw([243]), "not in the table"),
+        (bytes([0, 5]) + raw([1]), "not in the table"),
+        (bytes([8, *range(9)]) + raw([80, 81]), "not in the table"),
+        (bytes([100, *range(101)]) + raw([0, 0, 101]), "not in the table"),
+        (bytes([0, 5]) + raw(b""), "0 bytes of exponents for 3"),
+        (bytes([0, 5]) + raw(b"\0\0"), "longer than"),
+        (bytes([0, 5]) + raw(b"\0")[:-1], "cut|invalid|incomplete"),
+        (bytes([0, 5]) + raw(b"\0") + b"\0", "something follows"),
+        (bytes([0, 5]) + zlib.compress(b"\0"), ""),
+        (bytes([0, 5]) + b"\xff\xff\xff", ""),
+        (bytes([0, 5]), "cut"),
+    ],
+)
+def test_wrong_exponents_are_refused(coded, match):
+    blob = build((2, 32), 3, raw([0, 0, 0]), coded, bytes(9))
+    assert_refused(blob, match=f"({match})")
+
+
+def test_no_elements_have_no_exponents():
+    assert not decode(build((2, 32)), "w", (2, 32)).any()
+    assert_refused(build((2, 32), 0, None, b"\0\1\3\0"), match="exponents of no element")
+
+
+def test_a_stream_that_is_not_deflate_is_refused():
+    for form in (GAPS, BITMASK):
+        for stream in (b"", b"\xff" * 20, zlib.compress(bytes(8)), raw(bytes(8)) + b"\0"):
+            assert_refused(build((2, 32), 3, stream, **parts(THREE), form=form))
+
+
+def mutate(blob, changes, fix_crc):
+    blob = bytearray(blob.tobytes())
+    for kind, place, value in changes:
+        place %= len(blob)
+        if kind == "set":
+            blob[place] = value
+        elif kind == "cut" and len(blob) > 40:
+            del blob[place:]
+        elif kind == "insert":
+            blob.insert(place, value)
+        if len(blob) < 12:
+            blob += bytes(12)
+    return seal(blob) if fix_crc else np.frombuffer(bytes(blob), np.uint8)
+
+
+CHANGE = st.tuples(
+    st.sampled_from(["set"] * 4 + ["cut", "insert"]), st.integers(0), st.integers(0, 255)
+)
+
+
+@given(st.sampled_from(range(3)), st.lists(CHANGE, min_size=1, max_size=4), st.booleans())
+@settings(deadline=None, max_examples=2000)
+def test_a_mutated_blob_is_refused_or_gives_a_tensor_of_the_shape(small, form, changes, fix_crc):
+    weight, blob = small[form]
+    changed = mutate(blob, changes, fix_crc)
+    try:
+        back = decode(changed, "w", weight.shape)
+    except PackedError:
+        return
+    assert back.shape == weight.shape
+    if not fix_crc:
+        assert np.array_equal(changed, blob)
+
+
+@pytest.mark.parametrize("fix_crc", [False, True])
+def test_the_fuzzer_finds_nothing(fix_crc):
+    counts = runpy.run_path(str(FUZZ))["fuzz"](num=400, seed=1, fix_crc=fix_crc)
+    assert counts.num_rejected + counts.num_same + counts.num_other >= 400
+    assert counts.num_rejected > 100
+    assert counts.failures == []
+    assert fix_crc or counts.num_other == 0

@@ -1,0 +1,709 @@
+import json
+import os
+import shutil
+import zlib
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, safe_open, save_file
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    BertModel,
+)
+
+from hf_cyclprune import (
+    PruningConfig,
+    load_packed,
+    pack,
+    prune_,
+    save_packed,
+    unpack,
+    verify,
+)
+from hf_cyclprune.checkpoints import packed as packed_module
+from hf_cyclprune.checkpoints.codec import PackedError
+from hf_cyclprune.checkpoints.container import checksum, make_metadata
+from hf_cyclprune.cli import main
+from tests.checkpoints.reader import read_file
+
+DENSE, PACKED = "model.safetensors", "model.sparse.safetensors"
+QUERY = "bert.encoder.layer.0.attention.self.query.weight"
+KEY = "bert.encoder.layer.0.attention.self.key.weight"
+BIAS = "bert.encoder.layer.0.attention.self.query.bias"
+SIZES = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "max_position_embeddings": 16,
+}
+
+
+def new_model(cls=BertForSequenceClassification, seed=0, **options):
+    torch.manual_seed(seed)
+    model = cls(BertConfig(**(SIZES | options)))
+    prune_(model, PruningConfig(sparsity=0.8))
+    return model
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in Path(folder).iterdir() if path.is_file()}
+
+
+def assert_same_weights(model, other):
+    ours, theirs = model.state_dict(), other.state_dict()
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert tensor.dtype == theirs[name].dtype, name
+        assert torch.equal(
+            tensor.view(-1).view(torch.uint8), theirs[name].view(-1).view(torch.uint8)
+        )
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Folders `dense` and `packed`, and the same sharded."""
+    folder = tmp_path_factory.mktemp("made")
+    model = new_model()
+    model.save_pretrained(folder / "dense")
+    pack(folder / "dense", folder / "packed")
+    model.save_pretrained(folder / "dense_shards", max_shard_size="10KB")
+    pack(folder / "dense_shards", folder / "packed_shards")
+    return folder
+
+
+@pytest.fixture
+def dense(made, tmp_path):
+    return Path(shutil.copytree(made / "dense", tmp_path / "dense"))
+
+
+@pytest.fixture
+def packed(made, tmp_path):
+    return Path(shutil.copytree(made / "packed", tmp_path / "packed"))
+
+
+@pytest.fixture
+def shards(made, tmp_path):
+    return Path(shutil.copytree(made / "packed_shards", tmp_path / "shards"))
+
+
+# There and back.
+
+
+def test_a_packed_folder_holds_the_packed_weights_and_a_config_that_lists_them(made):
+    assert contents(made / "packed").keys() == {"config.json", PACKED}
+    config = json.loads((made / "packed" / "config.json").read_text())
+    facts = config.pop("quantization_config")
+    assert config == json.loads((made / "dense" / "config.json").read_text())
+    assert facts.pop("tensors") == sorted(load_file(made / "dense" / DENSE))
+    assert facts == {
+        "quant_method": "hf_cyclprune",
+        "version": 1,
+        "weights": PACKED,
+        "dtype": "float32",
+    }
+    assert (made / "packed" / PACKED).stat().st_size < 0.7 * (made / "dense" / DENSE).stat().st_size
+    with safe_open(made / "packed" / PACKED, "pt") as file:
+        assert f"{QUERY}.packed" in file.keys()  # noqa: SIM118
+        assert BIAS in file.keys()  # noqa: SIM118
+
+
+def test_the_second_reader_finds_the_dense_weights_in_a_packed_file(made):
+    expected = load_file(made / "dense" / DENSE)
+    found = read_file(made / "packed" / PACKED)
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert found[name] == ("F32", tuple(tensor.shape), tensor.numpy().tobytes())
+
+
+def test_unpack_gives_the_files_of_the_dense_folder_byte_by_byte(made, tmp_path):
+    unpack(made / "packed", tmp_path / "out")
+    assert contents(tmp_path / "out") == contents(made / "dense")
+
+
+def test_shards_come_back_byte_by_byte(made, tmp_path):
+    unpack(made / "packed_shards", tmp_path / "out")
+    before, after = contents(made / "dense_shards"), contents(tmp_path / "out")
+    index = f"{DENSE}.index.json"
+    assert json.loads(before.pop(index))["weight_map"] == json.loads(after.pop(index))["weight_map"]
+    assert len(before) > 3
+    assert before == after
+
+
+def test_the_index_of_shards_comes_back_byte_by_byte(made, tmp_path):
+    unpack(made / "packed_shards", tmp_path / "out")
+    index = f"{DENSE}.index.json"
+    assert (tmp_path / "out" / index).read_bytes() == (made / "dense_shards" / index).read_bytes()
+
+
+def test_unpacked_folders_load_without_this_library(made, tmp_path):
+    for name in ("packed", "packed_shards"):
+        unpack(made / name, tmp_path / name)
+        loaded = BertForSequenceClassification.from_pretrained(tmp_path / name)
+        assert_same_weights(loaded, new_model())
+
+
+@pytest.mark.parametrize("name", ["packed", "packed_shards"])
+def test_load_packed_gives_the_model_that_was_saved(made, tmp_path, name):
+    model = load_packed(made / name)
+    assert type(model) is BertForSequenceClassification
+    assert not model.training
+    assert not hasattr(model.config, "quantization_config")
+    assert_same_weights(model, new_model())
+    model.save_pretrained(tmp_path / "again")
+    plain = BertForSequenceClassification.from_pretrained(made / "dense")
+    plain.save_pretrained(tmp_path / "expected")
+    assert contents(tmp_path / "again") == contents(tmp_path / "expected")
+
+
+def test_load_packed_passes_options_on(made):
+    model = load_packed(str(made / "packed"), dtype=torch.float16)
+    assert_same_weights(model, new_model().half())
+
+
+def test_save_packed_writes_what_pack_does(made, tmp_path):
+    save_packed(new_model(), tmp_path / "deep" / "out")
+    assert contents(tmp_path / "deep" / "out") == contents(made / "packed")
+    assert os.listdir(tmp_path / "deep") == ["out"]
+    save_packed(new_model(), tmp_path / "half", dtype=torch.bfloat16)
+    pack(made / "dense", tmp_path / "half2", torch.bfloat16)
+    assert contents(tmp_path / "half") == contents(tmp_path / "half2")
+
+
+def test_packing_twice_gives_the_same_bytes(made, tmp_path):
+    pack(str(made / "dense"), str(tmp_path / "out"))
+    assert contents(tmp_path / "out") == contents(made / "packed")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_packing_in_another_dtype_gives_the_rounded_weights(made, tmp_path, dtype):
+    pack(made / "dense", tmp_path / "packed", dtype)
+    assert_same_weights(load_packed(tmp_path / "packed"), new_model().to(dtype))
+    unpack(tmp_path / "packed", tmp_path / "dense")
+    new_model().to(dtype).save_pretrained(tmp_path / "expected")
+    assert contents(tmp_path / "dense") == contents(tmp_path / "expected")
+
+
+def test_integers_and_doubles_travel_with_the_floats(dense, tmp_path):
+    tensors = load_file(dense / DENSE)
+    tensors |= {"ids": torch.arange(16)[None], "flags": torch.ones(3, 3, dtype=torch.bool)}
+    tensors |= {"scalar": torch.tensor(2.5), "none": torch.zeros(0, 3)}
+    save_file(tensors, dense / DENSE, {"format": "pt"})
+    pack(dense, tmp_path / "packed")
+    unpack(tmp_path / "packed", tmp_path / "out")
+    assert verify(dense, tmp_path / "out") is None
+    assert verify(dense, tmp_path / "packed") is None
+    assert contents(tmp_path / "out") == contents(dense)
+    pack(dense, tmp_path / "half", torch.bfloat16)
+    found = read_file(tmp_path / "half" / PACKED)
+    assert {found[name][0] for name in ("ids", "flags", "scalar")} == {"I64", "BOOL", "BF16"}
+
+
+def test_pickles_and_folders_do_not_travel_but_other_files_do(dense, tmp_path):
+    kept = ["tokenizer.json", "vocab.txt", "README.md", "pruning_report.json", ".gitattributes"]
+    dropped = ["training_args.bin", "optimizer.pt", "rng_state.pth", "x.pkl", "tf_model.h5"]
+    for name in kept + dropped:
+        (dense / name).write_bytes(f"content of {name}".encode())
+    (dense / "checkpoint-1").mkdir()
+    (dense / "checkpoint-1" / "a.txt").touch()
+    pack(dense, tmp_path / "packed")
+    unpack(tmp_path / "packed", tmp_path / "out")
+    for folder, weights in (("packed", PACKED), ("out", DENSE)):
+        assert set(os.listdir(tmp_path / folder)) == {*kept, "config.json", weights}
+        for name in kept:
+            assert (tmp_path / folder / name).read_bytes() == (dense / name).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["x.pickle", "x.joblib", "X.BIN"])
+def test_pickles_under_other_names_do_not_travel(dense, tmp_path, name):
+    (dense / name).touch()
+    pack(dense, tmp_path / "packed")
+    assert name not in os.listdir(tmp_path / "packed")
+
+
+def test_links_as_in_the_cache_of_the_hub_are_followed(dense, tmp_path):
+    (tmp_path / "links").mkdir()
+    for path in dense.iterdir():
+        (tmp_path / "links" / path.name).symlink_to(path)
+    pack(tmp_path / "links", tmp_path / "packed")
+    assert verify(tmp_path / "packed", dense) is None
+    assert not any(path.is_symlink() for path in (tmp_path / "packed").iterdir())
+
+
+def test_tied_weights_are_stored_once_and_stay_tied(tmp_path):
+    model = new_model(BertForMaskedLM)
+    model.save_pretrained(tmp_path / "dense")
+    pack(tmp_path / "dense", tmp_path / "packed")
+    loaded = load_packed(tmp_path / "packed")
+    table = loaded.bert.embeddings.word_embeddings.weight
+    assert loaded.cls.predictions.decoder.weight is table
+    assert_same_weights(loaded, model)
+
+
+def test_a_file_of_the_old_names_of_layer_norms_loads_as_the_dense_one(dense, tmp_path):
+    old = {
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
+            "LayerNorm.bias", "LayerNorm.beta"
+        ): t
+        for name, t in load_file(dense / DENSE).items()
+    }
+    save_file(old, dense / DENSE, {"format": "pt"})
+    pack(dense, tmp_path / "packed")
+    for loaded in (
+        load_packed(tmp_path / "packed"),
+        BertForSequenceClassification.from_pretrained(tmp_path / "packed"),
+    ):
+        assert_same_weights(loaded, new_model())
+
+
+# What verify says.
+
+
+def test_verify_finds_no_difference_between_a_folder_and_its_packed_ones(made):
+    folders = [made / name for name in ("dense", "packed", "dense_shards", "packed_shards")]
+    for a in folders:
+        for b in folders:
+            assert verify(a, str(b)) is None
+
+
+@pytest.mark.parametrize("value", [1.5, -0.0, float("nan")])
+def test_verify_names_the_first_difference_and_counts(made, dense, value):
+    tensors = load_file(dense / DENSE)
+    assert tensors[KEY][3, 5] == 0 or value != 0
+    place = (tensors[KEY] == 0).nonzero()[:2]
+    for row, column in place.tolist():
+        tensors[KEY][row, column] = value
+    save_file(tensors, dense / DENSE, {"format": "pt"})
+    row, column = place[0].tolist()
+    expected = f"'{KEY}' differs in 2 elements, first at [{row}, {column}]: 0.0 and {value!r}"
+    assert verify(made / "packed", dense) == expected
+    assert verify(made / "dense", dense) == expected
+
+
+def test_verify_tells_names_shapes_and_dtypes_apart(made, dense, tmp_path):
+    tensors = load_file(dense / DENSE)
+    bias = tensors.pop(BIAS)
+    save_file(tensors, dense / DENSE)
+    assert verify(made / "packed", dense) == f"'{BIAS}' is only in {made / 'packed'}"
+    assert verify(dense, made / "packed") == f"'{BIAS}' is only in {made / 'packed'}"
+    save_file(tensors | {BIAS: bias.half()}, dense / DENSE)
+    message = f"'{BIAS}' is float16 (16,) in {dense} and float32 (16,) in {made / 'packed'}"
+    assert verify(dense, made / "packed") == message
+    save_file(tensors | {BIAS: bias[None]}, dense / DENSE)
+    assert "float32 (1, 16) in" in verify(dense, made / "packed")
+
+
+def test_verify_reads_scalars_and_empty_tensors(dense, tmp_path):
+    tensors = load_file(dense / DENSE) | {"none": torch.zeros(0, 3), "one": torch.tensor(2)}
+    other = Path(shutil.copytree(dense, tmp_path / "other"))
+    save_file(tensors, dense / DENSE)
+    save_file(tensors | {"one": torch.tensor(3)}, other / DENSE)
+    assert verify(dense, dense) is None
+    assert verify(dense, other) == "'one' differs in 1 elements, first at []: 2 and 3"
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize("work", [pack, unpack])
+def test_an_out_with_files_is_refused_and_left_alone(made, tmp_path, work):
+    source = made / ("dense" if work is pack else "packed")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"OUT must be a new or empty folder; got '.*out'"):
+        work(source, tmp_path / "out")
+    with pytest.raises(ValueError, match="OUT must be"):
+        work(source, tmp_path / "out" / "notes.txt")
+    assert contents(tmp_path / "out") == {"notes.txt": b"mine"}
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_save_packed_refuses_an_out_with_files(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="OUT must be"):
+        save_packed(new_model(), tmp_path / "out")
+    assert contents(tmp_path / "out") == {"notes.txt": b"mine"}
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_an_empty_out_is_taken(made, tmp_path):
+    (tmp_path / "out").mkdir()
+    pack(made / "dense", tmp_path / "out")
+    assert contents(tmp_path / "out") == contents(made / "packed")
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_what_is_packed_or_quantized_already_is_refused(made, dense, tmp_path):
+    config = json.loads((dense / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq"}
+    (dense / "config.json").write_text(json.dumps(config))
+    for source in (made / "packed", dense):
+        with pytest.raises(ValueError, match=r"IN must be a dense model; got .* Unpack it first"):
+            pack(source, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+
+def test_unpacking_what_is_not_packed_is_refused(made, dense, tmp_path):
+    with pytest.raises(ValueError, match="must be that of a packed model"):
+        unpack(made / "dense", tmp_path / "out")
+    with pytest.raises(ValueError, match="must be that of a packed model"):
+        load_packed(dense)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("damage", ["config.json", DENSE, "folder"])
+def test_a_folder_without_a_model_is_refused(dense, tmp_path, damage):
+    if damage == "folder":
+        dense = tmp_path / "nothing"
+    else:
+        (dense / damage).unlink()
+    for work in (lambda: pack(dense, tmp_path / "out"), lambda: verify(dense, dense)):
+        with pytest.raises(ValueError, match=rf"the folder must hold .*'{dense}' without"):
+            work()
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", "3", "null"])
+def test_a_config_of_something_else_is_refused(dense, tmp_path, content):
+    (dense / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=r"must hold a model's config\.json"):
+        pack(dense, tmp_path / "out")
+
+
+def assert_refused_or_kept(dense, out, name):
+    try:
+        pack(dense, out)
+    except ValueError as error:
+        message = str(error)
+    else:
+        assert verify(dense, out) is None
+        return
+    assert name in message
+
+
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.float8_e4m3fn, torch.complex64])
+def test_tensors_of_other_types_are_refused_or_kept(dense, tmp_path, dtype):
+    save_file(load_file(dense / DENSE) | {"odd": torch.zeros(3, 4).to(dtype)}, dense / DENSE)
+    assert_refused_or_kept(dense, tmp_path / "out", "'odd'")
+
+
+def test_a_tensor_that_is_named_like_a_packed_one_is_refused_or_kept(dense, tmp_path):
+    save_file(load_file(dense / DENSE) | {"odd.packed": torch.zeros(4)}, dense / DENSE)
+    assert_refused_or_kept(dense, tmp_path / "out", "'odd.packed'")
+
+
+@pytest.mark.parametrize("function", ["encode", "write_file", "write_config", "_copy_others"])
+@pytest.mark.parametrize("has_folder", [False, True])
+@pytest.mark.parametrize("name", ["dense", "dense_shards"])
+def test_a_failure_in_the_middle_leaves_no_out_and_nothing_beside(
+    made, tmp_path, monkeypatch, function, has_folder, name
+):
+    real, calls = getattr(packed_module, function), []
+
+    def fail(*args):
+        calls.append(args)
+        if len(calls) > (1 if function == "write_file" and name == "dense_shards" else 0):
+            raise OSError("disk full")
+        return real(*args)
+
+    if has_folder:
+        (tmp_path / "out").mkdir()
+    monkeypatch.setattr(packed_module, function, fail)
+    works = [lambda: pack(made / name, tmp_path / "out")]
+    if name == "dense":
+        works.append(lambda: save_packed(new_model(), tmp_path / "out"))
+    if function != "encode":
+        works.append(lambda: unpack(made / name.replace("dense", "packed"), tmp_path / "out"))
+    for work in works:
+        calls.clear()
+        with pytest.raises(OSError, match="disk full"):
+            work()
+        assert os.listdir(tmp_path) == (["out"] if has_folder else [])
+        assert not has_folder or not any((tmp_path / "out").iterdir())
+
+
+# Every damage of a packed folder is found by every reader.
+
+
+def change_file(path, change, fixes_checksums=False):
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
+    change(tensors)
+    if fixes_checksums:
+        metadata = make_metadata({name: checksum(name, tensor) for name, tensor in tensors.items()})
+    save_file(tensors, path, metadata)
+
+
+def change_facts(folder, **changes):
+    config = json.loads((folder / "config.json").read_text())
+    facts = config["quantization_config"]
+    config["quantization_config"] = facts | {k: v(facts.get(k)) for k, v in changes.items()}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def truncate(folder):
+    content = (folder / PACKED).read_bytes()
+    (folder / PACKED).write_bytes(content[:-10])
+
+
+def flip(name, byte):
+    def change(tensors):
+        tensors[name].view(torch.uint8)[byte] ^= 16
+
+    return lambda folder: change_file(folder / PACKED, change)
+
+
+def flip_header(folder):
+    content = bytearray((folder / PACKED).read_bytes())
+    content[content.index(b'"data_offsets"') + 1] ^= 1
+    (folder / PACKED).write_bytes(content)
+
+
+def swap(fixes_checksums):
+    def change(tensors):
+        a, b = f"{QUERY}.packed", f"{KEY}.packed"
+        tensors[a], tensors[b] = tensors[b], tensors[a]
+
+    return lambda folder: change_file(folder / PACKED, change, fixes_checksums)
+
+
+def rename(old, new, fixes_checksums=False):
+    def change(tensors):
+        tensors[new] = tensors.pop(old)
+
+    return lambda folder: change_file(folder / PACKED, change, fixes_checksums)
+
+
+def drop(name, fixes_checksums=False):
+    return lambda folder: change_file(folder / PACKED, lambda t: t.pop(name), fixes_checksums)
+
+
+def add(name, fixes_checksums=False):
+    def change(tensors):
+        tensors[name] = torch.ones(2)
+
+    return lambda folder: change_file(folder / PACKED, change, fixes_checksums)
+
+
+def newer_file(folder):
+    with safe_open(folder / PACKED, "pt") as file:
+        metadata = file.metadata()
+    facts = json.loads(metadata["hf_cyclprune"]) | {"version": 2}
+    tensors = load_file(folder / PACKED)
+    save_file(tensors, folder / PACKED, metadata | {"hf_cyclprune": json.dumps(facts)})
+
+
+def reseal(change):
+    """A change of a blob whose checksums are made to fit."""
+
+    def change_all(tensors):
+        blob = tensors[f"{QUERY}.packed"].numpy()
+        change(blob)
+        crc = zlib.crc32(blob[12:].tobytes(), zlib.crc32(blob[:8].tobytes()))
+        blob[8:12] = list(crc.to_bytes(4, "little"))
+
+    return lambda folder: change_file(folder / PACKED, change_all, fixes_checksums=True)
+
+
+def newer_blob(blob):
+    blob[4] = 2
+
+
+def other_kept(blob):
+    blob[12] += 1
+
+
+def remove_name(names):
+    return [name for name in names if name != BIAS]
+
+
+def remove_file(folder):
+    (folder / PACKED).unlink()
+
+
+A = r"model\.sparse\.safetensors"
+Q = r"self\.query\.weight"
+DAMAGES = {
+    "truncated": (truncate, A),
+    "gone": (remove_file, A),
+    "bit in a blob": (flip(f"{QUERY}.packed", -1), Q),
+    "bit in the positions": (flip(f"{QUERY}.packed", 60), Q),
+    "bit in the head of a blob": (flip(f"{QUERY}.packed", 5), Q),
+    "bit in a tensor": (flip(BIAS, 3), r"self\.query\.bias"),
+    "bit in the header": (flip_header, A),
+    "name in the list": (
+        lambda folder: change_facts(folder, tensors=lambda n: [x.replace(BIAS, "b") for x in n]),
+        r"'b'",
+    ),
+    "shorter list": (lambda folder: change_facts(folder, tensors=remove_name), "query.bias"),
+    "longer list": (lambda folder: change_facts(folder, tensors=lambda n: [*n, "b"]), "'b'"),
+    "no list": (lambda folder: change_facts(folder, tensors=lambda n: None), r"config\.json"),
+    "other file": (lambda folder: change_facts(folder, weights=lambda n: "x"), r"config\.json"),
+    "swapped": (swap(False), r"self\.(query|key)\.weight"),
+    "renamed": (rename(BIAS, "b"), "'b'"),
+    "renamed and listed": (rename(BIAS, "b", True), "'b'"),
+    "missing": (drop(BIAS), "query.bias"),
+    "missing and not listed": (drop(BIAS, True), "query.bias"),
+    "missing blob": (drop(f"{QUERY}.packed", True), Q),
+    "extra": (add("b"), "'b'"),
+    "extra and listed": (add("b", True), "'b'"),
+    "packed and not": (add(QUERY, True), Q),
+    "newer config": (lambda folder: change_facts(folder, version=lambda v: 2), "version 1; got 2"),
+    "newer file": (newer_file, "version 1; got 2"),
+    "newer blob": (reseal(newer_blob), rf"{Q}.*version 2"),
+    "other blob": (reseal(other_kept), Q),
+}
+
+
+def read_from_pretrained(folder, out):
+    AutoModelForSequenceClassification.from_pretrained(folder)
+
+
+READERS = {
+    "from_pretrained": read_from_pretrained,
+    "load_packed": lambda folder, out: load_packed(folder),
+    "unpack": unpack,
+    "verify": lambda folder, out: verify(folder, folder),
+}
+
+
+def assert_refused(read, folder, out, match):
+    with pytest.raises(Exception, match="(?s)" + match) as caught:
+        read(folder, out)
+    causes = [caught.value, caught.value.__cause__, caught.value.__context__]
+    is_theirs = read is read_from_pretrained and isinstance(caught.value, OSError)
+    assert is_theirs or any(isinstance(error, PackedError) for error in causes)
+    assert is_theirs or caught.type is PackedError
+    assert not out.exists()
+    assert not [path for path in out.parent.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("read", READERS.values(), ids=READERS)
+@pytest.mark.parametrize(("damage", "match"), DAMAGES.values(), ids=DAMAGES)
+def test_damage_is_found_and_named(packed, tmp_path, damage, match, read):
+    damage(packed)
+    assert_refused(read, packed, tmp_path / "out", match)
+
+
+@pytest.mark.parametrize("read", READERS.values(), ids=READERS)
+def test_a_tensor_in_two_shards_is_refused(shards, tmp_path, read):
+    first, second = sorted(shards.glob("*.safetensors"))[:2]
+    name, tensor = next(iter(load_file(first).items()))
+    change_file(second, lambda tensors: tensors.update({name: tensor}), fixes_checksums=True)
+    match = rf"'{name.removesuffix('.packed')}' twice"
+    assert_refused(read, shards, tmp_path / "out", match)
+
+
+@pytest.mark.parametrize("read", READERS.values(), ids=READERS)
+def test_a_missing_shard_is_refused(shards, tmp_path, read):
+    path = sorted(shards.glob("*.safetensors"))[1]
+    path.unlink()
+    assert_refused(read, shards, tmp_path / "out", path.name)
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"weight_map": {"a": 3}}'])
+@pytest.mark.parametrize("name", ["load_packed", "unpack", "verify"])
+def test_an_index_of_something_else_is_refused(shards, tmp_path, content, name):
+    (shards / f"{PACKED}.index.json").write_text(content)
+    assert_refused(READERS[name], shards, tmp_path / "out", r"index\.json must be an index")
+
+
+@pytest.mark.parametrize("hidden_size", [8, 24])
+def test_weights_of_another_model_are_refused(packed, tmp_path, hidden_size):
+    config = json.loads((packed / "config.json").read_text()) | {"hidden_size": hidden_size}
+    (packed / "config.json").write_text(json.dumps(config))
+    assert_refused(
+        READERS["load_packed"], packed, tmp_path / "out", r"must hold the weights|weight'"
+    )
+    with pytest.raises((PackedError, RuntimeError), match=r"weight|mismatch"):
+        AutoModelForSequenceClassification.from_pretrained(packed)
+
+
+def test_blobs_swapped_with_checksums_made_to_fit_are_another_intact_model(packed):
+    swap(True)(packed)
+    assert_same_weights(load_packed(packed).bert.embeddings, new_model().bert.embeddings)
+
+
+# The classes of a packed folder.
+
+
+def test_a_headless_model_comes_out_of_a_packed_classifier(made):
+    for folder in (made / "packed", made / "packed_shards"):
+        assert_same_weights(AutoModel.from_pretrained(folder), new_model().bert)
+
+
+def test_a_classifier_begins_with_the_weights_of_a_packed_headless_model(tmp_path):
+    save_packed(new_model(BertModel), tmp_path / "packed")
+    torch.manual_seed(1)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "packed")
+    assert_same_weights(model.bert, new_model(BertModel))
+    assert model.classifier.weight.std() > 0
+
+
+# The command line.
+
+
+def test_the_verbs_pack_verify_and_unpack(made, tmp_path, capsys):
+    dense, packed, out = (str(path) for path in (made / "dense", tmp_path / "p", tmp_path / "out"))
+    assert main(["pack", dense, packed]) == 0
+    before = (made / "dense" / DENSE).stat().st_size
+    after = (tmp_path / "p" / PACKED).stat().st_size
+    line = f"{before:,} bytes of weights -> {after:,} ({after / before:.1%})\n"
+    assert capsys.readouterr().out == line
+    assert main(["verify", dense, packed]) == 0
+    assert capsys.readouterr().out == "The same tensors, bit by bit.\n"
+    assert main(["unpack", packed, out]) == 0
+    assert contents(out) == contents(dense)
+
+
+def test_the_verb_pack_says_that_another_dtype_changes_the_weights(made, tmp_path, capsys):
+    assert main(["pack", str(made / "dense"), str(tmp_path / "p"), "--dtype", "bfloat16"]) == 0
+    assert "The weights were rounded to bfloat16" in capsys.readouterr().out
+    assert main(["verify", str(made / "dense"), str(tmp_path / "p")]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("hf-cyclprune: error: the weights must be the same; got: '")
+    assert error.count("\n") == 1
+    assert load_packed(tmp_path / "p").dtype == torch.bfloat16
+
+
+def test_errors_of_the_verbs_are_one_line(made, packed, tmp_path, capsys):
+    flip(f"{QUERY}.packed", -1)(packed)
+    dense, packed, out = (str(path) for path in (made / "dense", packed, tmp_path / "out"))
+    for argv in (
+        ["pack", packed, out],
+        ["pack", dense, dense],
+        ["pack", str(tmp_path / "none"), out],
+        ["unpack", dense, out],
+        ["unpack", packed, out],
+        ["unpack", packed, dense],
+        ["verify", dense, packed],
+        ["verify", dense, str(tmp_path)],
+    ):
+        assert main(argv) == 1
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        assert printed.err.startswith("hf-cyclprune: error: ")
+        assert printed.err.count("\n") == 1
+        assert not Path(out).exists()
+
+
+def test_an_unknown_dtype_is_refused_by_the_parser(made, tmp_path):
+    with pytest.raises(SystemExit) as caught:
+        main(["pack", str(made / "dense"), str(tmp_path / "out"), "--dtype", "int8"])
+    assert caught.value.code == 2
+
+
+def test_the_report_of_a_packed_folder_is_that_of_the_dense_one(made, capsys):
+    reports = []
+    for name in ("dense", "packed", "packed_shards"):
+        assert main(["report", str(made / name), "--json"]) == 0
+        reports.append(json.loads(capsys.readouterr().out))
+    assert reports[0] == reports[1] == reports[2]
