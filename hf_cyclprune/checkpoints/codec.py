@@ -206,7 +206,7 @@ def _parse(blob: memoryview) -> Head:
     _check(len(body) == length, f"{len(body)} bytes of content; its header says {length}")
     _check(_checksum(blob) == crc, "the checksum does not fit: it is damaged")
     total = math.prod(dims)
-    is_possible = math.prod(max(dim, 1) for dim in dims) < 1 << 63
+    is_possible = total > 0 or math.prod(max(dim, 1) for dim in dims) < 1 << 63
     _check(is_possible, f"shape {tuple(dims)}, which no tensor has")
     _check(num_kept <= total, f"{num_kept} kept elements of {total}")
     positions, body = body[:num_positions], body[num_positions:]
