@@ -315,6 +315,8 @@ def _decode_exponents(coded: memoryview, size: int) -> Bytes:
     packed = _inflate(coded[1 + num_symbols :], num_bytes, "exponents")
     _check(packed.size == num_bytes, f"{packed.size} bytes of exponents for {size} elements")
     _check(int(packed.max()) < num_symbols**k, "an exponent that is not in the table")
+    is_clean = size % k == 0 or int(packed[-1]) < num_symbols ** (size % k)
+    _check(is_clean, "digits beyond the last exponent")
     places = num_symbols ** np.arange(k)  # (K,)
     table = symbols[np.arange(256)[:, None] // places % num_symbols]  # (256, K)
     return _look_up(table, packed)[:size]
@@ -373,6 +375,8 @@ def _place_bits(coded: memoryview, kept: NDArray[Any], values: NDArray[Any]) -> 
     size = (values.size + 7) // 8
     packed = _inflate(coded, size, "bitmask")
     _check(packed.size == size, f"a bitmask of {packed.size} bytes for {values.size} elements")
+    last_bits = values.size % 8
+    _check(not last_bits or not packed[-1] >> last_bits, "bits beyond the end of the bitmask")
     done = 0
     for part in _parts(values.size):
         bits = packed[part.start // 8 : (part.stop + 7) // 8]

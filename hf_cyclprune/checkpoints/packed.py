@@ -4,7 +4,8 @@ A packed folder has the files of the dense one, except that `model.sparse.safete
 shards and `model.sparse.safetensors.index.json`) takes the place of the weights, and that
 config.json has an entry "quantization_config":
 
-    {"quant_method": "hf_cyclprune", "version": 1, "weights": FILE, "tensors": [NAME, ..]}
+    {"quant_method": "hf_cyclprune", "version": 1, "weights": FILE, "dtype": "float32",
+     "tensors": [NAME, ..]}
 
 from which `from_pretrained` knows what to do once hf_cyclprune is imported. Without the import
 there is no file of weights that it knows, and it says so: it never goes on with random weights.

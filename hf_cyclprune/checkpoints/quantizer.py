@@ -49,8 +49,8 @@ class PackedQuantizer(HfQuantizer):
         super().__init__(quantization_config, **kwargs)
         self.facts = quantization_config.facts
         self.failure: PackedError | None = None
-        self.dtypes: dict[str, torch.dtype] = {}
-        """Of every tensor of the model, as it was asked for."""
+        self.empty: dict[str, Tensor] = {}
+        """Every tensor of the model as it was asked for, without content."""
         self.decoder: _Decoder | None = None
 
     def is_serializable(self, *args: Any, **kwargs: Any) -> bool:
@@ -81,7 +81,7 @@ class PackedQuantizer(HfQuantizer):
         found = [name.removesuffix(SUFFIX) for in_file in names.values() for name in in_file]
         self.facts.check_names("the packed model", found)
         self.decoder = _Decoder(names, most=sum(tensor.numel() for _, tensor in _tensors(model)))
-        self.dtypes = {name: tensor.dtype for name, tensor in _tensors(model)}
+        self.empty = {name: tensor.to("meta") for name, tensor in _tensors(model)}
         return model
 
     def get_weight_conversions(self) -> list[Any]:
@@ -101,9 +101,14 @@ class PackedQuantizer(HfQuantizer):
         self.decoder.stop()
         if self.failure is not None:
             raise self.failure
-        for name, tensor in _tensors(model):  # 5.0 leaves those that are stored as they are
-            if tensor.dtype != self.dtypes.get(name, tensor.dtype):
-                tensor.data = tensor.data.to(self.dtypes[name])
+        for name, tensor in _tensors(model):  # 5.0 compares no shapes, and does not cast them all
+            wanted = self.empty.get(name, tensor)
+            if tensor.shape != wanted.shape:
+                raise PackedError(
+                    f"'{name}' must have the shape {tuple(wanted.shape)} of the model; got "
+                    f"{tuple(tensor.shape)}. Get the folder again."
+                )
+            tensor.data = tensor.data.to(wanted.dtype)
         conversions = getattr(model, "_weight_conversions", None) or []
         model._weight_conversions = [c for c in conversions if not _is_ours(c)]
         if "transformers_weights" in model.config.__dict__:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import transformers
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, PretrainedConfig
+from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
 from hf_cyclprune.checkpoints.codec import decode, read_head
 from hf_cyclprune.checkpoints.container import (
@@ -133,8 +133,11 @@ def _first_difference(x: Tensor, y: Tensor) -> str | None:
 
 def model_class(config: PretrainedConfig) -> Any:
     """The class that saved a model; AutoModel if it is not one of transformers."""
-    architectures = config.architectures or []
-    return getattr(transformers, architectures[0], AutoModel) if architectures else AutoModel
+    for name in config.architectures or []:
+        cls = getattr(transformers, str(name), None)
+        if isinstance(cls, type) and issubclass(cls, PreTrainedModel):
+            return cls
+    return AutoModel
 
 
 def count_weights(config: PretrainedConfig) -> int:
