@@ -75,9 +75,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _glue(options: argparse.Namespace) -> None:
-    from hf_cyclprune.glue.flags import parse_flags  # needs the packages of the extra
-    from hf_cyclprune.glue.run import run_glue
-
+    try:
+        from hf_cyclprune.glue.flags import parse_flags
+        from hf_cyclprune.glue.run import run_glue
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"glue must have the packages of its extra; got no '{error.name}'. Run "
+            '`pip install "hf_cyclprune[glue]"`.'
+        ) from error
     glue, args = parse_flags(options.flags)
     run_glue(glue, args)
 

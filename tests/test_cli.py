@@ -44,3 +44,11 @@ def test_a_folder_without_a_model_is_one_clear_line(tmp_path):
     assert done.returncode == 1
     (line,) = done.stderr.strip().splitlines()
     assert line.startswith("hf-cyclprune: error: DIR must be a folder with a saved model; got")
+
+
+def test_glue_without_its_packages_names_the_extra(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "evaluate", None)
+    for name in ("hf_cyclprune.glue.run", "hf_cyclprune.glue.metrics"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    assert main(["glue", "--help"]) == 1
+    assert "got no 'evaluate'. Run `pip install" in capsys.readouterr().err
