@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-import transformers
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from hf_cyclprune.checkpoints.packed import pack, unpack
-from hf_cyclprune.checkpoints.weights import verify
+from hf_cyclprune.checkpoints.weights import model_class, verify
 from hf_cyclprune.config import CONFIG_NAME, load_config
 from hf_cyclprune.pruning.targets import exact_expressions
 from hf_cyclprune.reporting.report import CHECKED_PATTERNS, SparsityReport, load_run
@@ -143,14 +142,13 @@ def report_folder(folder: str | Path) -> SparsityReport:
         targets=exact_expressions(names) if names else None,
         patterns=[*CHECKED_PATTERNS, config.pattern] if config else CHECKED_PATTERNS,
         cycles=cycles,
-        target_sparsity=config.target_sparsity if config and config.method != "hold" else None,
+        target_sparsity=config.target_sparsity if config else None,
     )
 
 
 def _load_model(folder: Path) -> PreTrainedModel:
     """The model of the class that was saved; never code from the folder."""
-    architectures = AutoConfig.from_pretrained(folder).architectures or []
-    cls = getattr(transformers, architectures[0], AutoModel) if architectures else AutoModel
+    cls = model_class(AutoConfig.from_pretrained(folder))
     model: PreTrainedModel = cls.from_pretrained(folder, local_files_only=True)
     return model
 

@@ -128,10 +128,10 @@ class PruningConfig:
         check_flag("fix_loss_scaling", self.fix_loss_scaling)
 
     @property
-    def target_sparsity(self) -> float:
-        """s_t, in [0, 1); exactly (m - n) / m for n:m; 0 for 'hold', which has no target."""
+    def target_sparsity(self) -> float | None:
+        """s_t, in [0, 1); exactly (m - n) / m for n:m; None for 'hold', which has no target."""
         if self.method == "hold":
-            return 0.0
+            return None
         pattern = self.build_pattern()
         if isinstance(pattern, NM):
             return pattern.sparsity
@@ -149,10 +149,11 @@ class PruningConfig:
         Raises:
             ValueError: more cycles than steps.
         """
-        if self.method == "hold":
+        target = self.target_sparsity
+        if target is None:
             return Schedule(sparsity=0.0, total_steps=total_steps, num_cycles=1)
         return Schedule(
-            sparsity=self.target_sparsity,
+            sparsity=target,
             total_steps=total_steps,
             num_cycles=self.num_cycles,
             reset_ratio=self.reset_ratio,

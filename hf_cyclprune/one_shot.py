@@ -17,12 +17,13 @@ def prune_(model: nn.Module, config: PruningConfig) -> SparsityReport:
     """
     targets = find_targets(model, config.targets, config.ignore)
     check_finite(targets)
-    if config.method == "hold":
+    target = config.target_sparsity
+    if target is None:
         raise ValueError("method must be 'prune' to prune a model; got 'hold'. Choose a sparsity.")
-    config.build_pruner(targets, total_steps=config.num_cycles).prune_to(config.target_sparsity)
+    config.build_pruner(targets, total_steps=config.num_cycles).prune_to(target)
     return SparsityReport.measure(
         model,
         targets=exact_expressions(targets),
         patterns=[*CHECKED_PATTERNS, config.pattern],
-        target_sparsity=config.target_sparsity,
+        target_sparsity=target,
     )

@@ -256,7 +256,7 @@ def _assemble(
 def _split(kept: NDArray[Any], kind: _Type) -> tuple[Bytes, bytes]:
     """High bytes of the rotated elements, and the other ones as they are stored."""
     exponents = np.empty(kept.size, np.uint8)
-    low = np.empty(kept.size, np.uint16 if kind.width == 4 else np.uint8)
+    low = np.empty(kept.size, "<u2" if kind.width == 4 else np.uint8)
     third = np.empty(kept.size if kind.width == 4 else 0, np.uint8)
     last = 8 * kind.width - 1
     for part in _parts(kept.size):

@@ -1,6 +1,7 @@
 """What config.json of a packed folder says, and the names that must be there."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,19 +63,15 @@ class Facts:
 
     def check_names(self, folder: Any, found: Iterable[str]) -> None:
         """Raise a PackedError unless each of the tensors was found once, and no other."""
-        names = list(found)
-        twice = {name for name in names if names.count(name) > 1} if _has_twice(names) else set()
-        odd = sorted(twice or set(names) ^ set(self.tensors))
+        counts = Counter(found)
+        twice = {name for name, count in counts.items() if count > 1}
+        odd = sorted(twice or counts.keys() ^ set(self.tensors))
         if odd:
             what = "twice" if twice else "missing" if odd[0] in self.tensors else "unlisted"
             raise PackedError(
                 f"{folder} must hold each tensor that its config.json lists once, and no other; "
                 f"got '{odd[0]}' {what}. Get the folder again."
             )
-
-
-def _has_twice(names: list[str]) -> bool:
-    return len(set(names)) < len(names)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

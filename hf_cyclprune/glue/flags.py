@@ -52,7 +52,7 @@ def parse_flags(argv: Sequence[str]) -> tuple[GlueArguments, PruningArguments]:
     }
     flags = [_to_flag(name, value) for name, value in file.items() if name not in lists]
     empty = Namespace(**dict.fromkeys(hints, _NOT_GIVEN))
-    given, unknown = parser.parse_known_args([*flags, *argv[has_file:]], empty)
+    given, unknown = parser.parse_known_args([*flags, *argv[int(has_file) :]], empty)
     for flag in unknown:
         raise ValueError(_unknown(flag, hints))
     values = {name: value for name, value in vars(given).items() if value is not _NOT_GIVEN}

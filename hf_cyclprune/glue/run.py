@@ -70,7 +70,9 @@ def run_glue(glue: GlueArguments, args: PruningArguments) -> Metrics:
         save_identity(args, glue)
     metrics: Metrics = {}
     if args.do_train:
-        metrics |= run.train(checkpoint)
+        # for True the Trainer looks again, and clears what a kill left
+        is_newest = str(args.resume_from_checkpoint).lower() == "true"
+        metrics |= run.train(True if checkpoint and is_newest else checkpoint)
     if args.do_eval:
         metrics |= run.evaluate()
     if args.do_predict:
@@ -107,9 +109,8 @@ def _check_best_metric(args: PruningArguments, task: GlueTask) -> None:
     best = args.metric_for_best_model
     if not args.load_best_model_at_end or best is None:
         return
-    known = {"loss", "combined_score", *task.metrics} if len(task.metrics) > 1 else None
-    known = known or {"loss", *task.metrics}
-    check_known("metric_for_best_model", best.removeprefix("eval_"), sorted(known))
+    known = sorted({"loss", task.best_metric, *task.metrics})
+    check_known("metric_for_best_model", best.removeprefix("eval_"), known)
 
 
 def _wanted_splits(args: PruningArguments) -> list[str]:
@@ -157,7 +158,7 @@ class _Run:
     def folder(self) -> Path:
         return Path(str(self.trainer.args.output_dir))
 
-    def train(self, checkpoint: str | None) -> Metrics:
+    def train(self, checkpoint: str | bool | None) -> Metrics:
         result = self.trainer.train(resume_from_checkpoint=checkpoint)
         assert self.examples.train is not None
         num_samples = len(self.examples.train)

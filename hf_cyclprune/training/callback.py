@@ -218,7 +218,7 @@ class PruningCallback(TrainerCallback):
             targets=exact_expressions(self.pruner.targets),
             patterns=[*CHECKED_PATTERNS, config.pattern],
             cycles=self.history.cycles,
-            target_sparsity=None if config.method == "hold" else config.target_sparsity,
+            target_sparsity=config.target_sparsity,
         )
 
 

@@ -4,7 +4,6 @@ A process that is killed while it saves leaves a folder without trainer_state.js
 transformers writes last; a full disk may leave any file cut short.
 """
 
-import json
 import shutil
 import warnings
 import zipfile
@@ -15,6 +14,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from hf_cyclprune.checkpoints.facts import INDEX, list_files
 from hf_cyclprune.checkpoints.masks import load_state
 
 _TORCH_FILES = ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state.pth")
@@ -25,21 +25,21 @@ def newest_checkpoint(
 ) -> str | None:
     """The newest whole checkpoint in an output_dir; None if there is none.
 
-    Warns of newer ones that are damaged, and with `remove` deletes them: transformers would keep
-    them in the place of good ones where save_total_limit rotates by number.
+    Warns of newer ones that are damaged. With `remove`, and if there is a whole one, those that
+    were interrupted while they were saved are deleted: transformers would keep them in the place of
+    good ones where save_total_limit rotates by number. Others are left: they may be of use.
     """
     numbered = [(_step(path), path) for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*")]
+    interrupted: list[Path] = []
     for _, path in sorted(pair for pair in numbered if pair[0] is not None)[::-1]:
         problem = find_damage(path, needs_optimizer)
         if problem is None:
+            for other in interrupted if remove else []:
+                shutil.rmtree(other, ignore_errors=True)
             return str(path)
-        warnings.warn(
-            f"{path} is not resumed from, since {problem}; the one before it is taken"
-            + (", and it is removed." if remove else "."),
-            stacklevel=2,
-        )
-        if remove:
-            shutil.rmtree(path, ignore_errors=True)
+        warnings.warn(f"{path} is not resumed from, since {problem}.", stacklevel=2)
+        if _state_problem(path) is not None:
+            interrupted.append(path)
     return None
 
 
@@ -57,20 +57,16 @@ def find_damage(folder: Path, needs_optimizer: bool = True) -> str | None:
         folder: the checkpoint.
         needs_optimizer: whether one that was saved with save_only_model counts as damaged.
     """
-    try:
-        TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
-    except FileNotFoundError:
-        return f"it has no {TRAINER_STATE_NAME}"
-    except (OSError, ValueError, TypeError):
-        return f"its {TRAINER_STATE_NAME} cannot be read"
-    for index in folder.glob("*.safetensors.index.json"):
+    problem = _state_problem(folder)
+    if problem is not None:
+        return problem
+    for index in folder.glob(f"*.safetensors{INDEX}"):
         try:
-            files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (OSError, ValueError, KeyError, AttributeError):
+            missing = [file for file in list_files(folder, index.name) if not file.is_file()]
+        except ValueError:
             return f"its {index.name} cannot be read"
-        for file in files:
-            if not (folder / file).is_file():
-                return f"it has no {file}"
+        if missing:
+            return f"it has no {missing[0].name}"
     for file in folder.glob("*.safetensors"):
         try:
             with safe_open(file, framework="pt"):
@@ -87,6 +83,17 @@ def find_damage(folder: Path, needs_optimizer: bool = True) -> str | None:
     for name in _TORCH_FILES:
         if (folder / name).exists() and not zipfile.is_zipfile(folder / name):
             return f"its {name} is cut short"
+    return None
+
+
+def _state_problem(folder: Path) -> str | None:
+    """What is wrong with the file that is written last."""
+    try:
+        TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
+    except FileNotFoundError:
+        return f"it has no {TRAINER_STATE_NAME}"
+    except (OSError, ValueError, TypeError):
+        return f"its {TRAINER_STATE_NAME} cannot be read"
     return None
 
 

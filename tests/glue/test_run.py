@@ -207,6 +207,17 @@ def test_a_killed_run_goes_on_to_the_same_results(flags, tmp_path):
         assert torch.equal(load_file(killed / "model.safetensors")[name], weight), name
 
 
+def test_what_a_kill_left_does_not_push_a_good_checkpoint_out(flags, tmp_path):
+    """With save_total_limit 1, the interrupted one has the highest number."""
+    argv = flags("sst2", "--save_total_limit", 1, "--resume_from_checkpoint", "True")
+    assert main(["glue", *argv]) == 0
+    (tmp_path / "out" / "checkpoint-99").mkdir()
+    more = ("--max_steps", 18, "--save_steps", 9)
+    with pytest.warns(UserWarning, match="checkpoint-99 is not resumed from"):
+        assert main(["glue", *argv, *map(str, more)]) == 0
+    assert [p.name for p in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-18"]
+
+
 @pytest.fixture
 def refused(capsys):
     """Asserts that a command is refused with one line on stderr, and returns the line."""

@@ -84,6 +84,21 @@ def test_a_checkpoint_that_is_written_again_does_not_look_whole_meanwhile(
     assert find_damage(folder / "checkpoint-30") is None
 
 
+def test_only_what_a_kill_left_is_removed_and_only_beside_a_whole_one(saved):
+    folder, _ = saved
+    (folder / "checkpoint-30" / "optimizer.pt").unlink()  # as save_only_model leaves it
+    (folder / "checkpoint-40" / "trainer_state.json").unlink()
+    with pytest.warns(UserWarning, match="is not resumed from"):
+        assert newest_checkpoint(folder, remove=True) == str(folder / "checkpoint-20")
+    assert not (folder / "checkpoint-40").exists()
+    assert (folder / "checkpoint-30" / "model.safetensors").exists()
+    for step in (10, 20):
+        (folder / f"checkpoint-{step}" / "trainer_state.json").unlink()
+    with pytest.warns(UserWarning, match="is not resumed from"):
+        assert newest_checkpoint(folder, remove=True) is None
+    assert (folder / "checkpoint-20" / "model.safetensors").exists()
+
+
 def test_without_a_whole_checkpoint_there_is_nothing_to_resume(train, tmp_path):
     (tmp_path / "out" / "checkpoint-5").mkdir(parents=True)
     with (
