@@ -13,7 +13,7 @@ from hf_cyclprune.checkpoints.packed import pack, unpack
 from hf_cyclprune.checkpoints.weights import model_class, verify
 from hf_cyclprune.config import CONFIG_NAME, load_config
 from hf_cyclprune.pruning.targets import exact_expressions
-from hf_cyclprune.reporting.report import CHECKED_PATTERNS, SparsityReport, load_run
+from hf_cyclprune.reporting.report import CHECKED_PATTERNS, SparsityReport, load_report
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -136,12 +136,13 @@ def report_folder(folder: str | Path) -> SparsityReport:
             "Pass the output_dir of a run, or one of its checkpoints."
         )
     config = load_config(folder) if (folder / CONFIG_NAME).is_file() else None
-    names, cycles = load_run(folder)
+    saved = load_report(folder)
+    names = [weight.name for weight in saved.weights] if saved is not None else None
     return SparsityReport.measure(
         _load_model(folder),
         targets=exact_expressions(names) if names else None,
         patterns=[*CHECKED_PATTERNS, config.pattern] if config else CHECKED_PATTERNS,
-        cycles=cycles,
+        cycles=saved.cycles if saved is not None else (),
         target_sparsity=config.target_sparsity if config else None,
     )
 

@@ -28,6 +28,8 @@ class CycleReport:
     """Pruned at the previous cycle's end and kept at this one's."""
     mask_change: float | None = None
     """Jaccard distance of the kept sets at the previous and at this cycle's end."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Of the evaluation at the cycle's end, if there was one: `eval_accuracy`, .."""
 
 
 @dataclass

@@ -144,14 +144,28 @@ class SparsityReport:
         return "\n".join(lines + _cycle_table(self.cycles))
 
 
-def load_run(folder: str | Path) -> tuple[list[str] | None, tuple[CycleReport, ...]]:
-    """Target names and cycles in a folder's sparsity_report.json; (None, ()) without the file."""
+def load_report(folder: str | Path) -> SparsityReport | None:
+    """The report in a folder's sparsity_report.json, as it was saved; None without the file.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
     path = Path(folder) / REPORT_NAME
     if not path.is_file():
-        return None, ()
-    values = json.loads(path.read_text(encoding="utf-8"))
-    names = [weight["name"] for weight in values["weights"]]
-    return names, tuple(CycleReport(**cycle) for cycle in values["cycles"])
+        return None
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        weights = tuple(
+            WeightReport(**{**w, "shape": tuple(w["shape"]), "patterns": tuple(w["patterns"])})
+            for w in values["weights"]
+        )
+        cycles = tuple(CycleReport(**cycle) for cycle in values["cycles"])
+        return SparsityReport(weights, cycles, values["target_sparsity"])
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"{REPORT_NAME} must be as hf_cyclprune wrote it; got {error!r} in {folder}. Delete it "
+            "to do without."
+        ) from error
 
 
 def _measure(name: str, weight: Tensor, patterns: Sequence[NM]) -> WeightReport:

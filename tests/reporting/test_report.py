@@ -13,7 +13,7 @@ from hf_cyclprune.reporting.cycles import CycleReport
 from hf_cyclprune.reporting.report import (
     REPORT_NAME,
     SparsityReport,
-    load_run,
+    load_report,
     satisfies,
     split_name,
 )
@@ -190,11 +190,18 @@ def test_a_report_is_saved_as_json_and_its_cycles_are_read_again(sparse_bert, tm
     assert values["is_at_target"] == report.is_at_target
     assert len(values["weights"]) == 12
     assert values["weights"][0]["shape"] == [16, 16]
-    assert load_run(tmp_path) == ([w.name for w in report.weights], CYCLES)
+    assert load_report(tmp_path) == report
 
 
-def test_a_folder_without_a_report_has_no_cycles(tmp_path):
-    assert load_run(tmp_path) == (None, ())
+def test_a_folder_without_a_report_has_none(tmp_path):
+    assert load_report(tmp_path) is None
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"weights": 3}', '{"weights": [{"x": 1}]}'])
+def test_a_report_that_cannot_be_read_is_an_error(tmp_path, text):
+    (tmp_path / REPORT_NAME).write_text(text)
+    with pytest.raises(ValueError, match="must be as hf_cyclprune wrote it"):
+        load_report(tmp_path)
 
 
 def test_a_report_is_a_table_for_people():
