@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 
 from hf_cyclprune.checkpoints import container
-from hf_cyclprune.checkpoints.codec import PackedError, decode, encode
+from hf_cyclprune.checkpoints.codec import decode, encode
+from hf_cyclprune.checkpoints.errors import PackedError
 
 BLOBS_PER_FILE = 20
 ODD_NUMBERS = (0, 1, 2, 7, 255, 2**16, 2**31, 2**32, 2**40, 2**62, 2**63 - 1, 2**63, 2**64 - 1)

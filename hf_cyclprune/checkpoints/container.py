@@ -23,7 +23,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from hf_cyclprune.checkpoints.codec import PackedError
+from hf_cyclprune.checkpoints.errors import PackedError
 
 FORMAT_VERSION = 1
 SUFFIX = ".packed"

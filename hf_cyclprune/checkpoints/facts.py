@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_cyclprune.checkpoints.codec import PackedError
+from hf_cyclprune.checkpoints.errors import PackedError
 
 METHOD = "hf_cyclprune"
 VERSION = 1

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
-from hf_cyclprune.checkpoints.codec import PackedError, encode
+from hf_cyclprune.checkpoints.codec import encode
 from hf_cyclprune.checkpoints.container import (
     SUFFIX,
     Entry,
@@ -36,6 +36,7 @@ from hf_cyclprune.checkpoints.container import (
     to_bytes,
     write_file,
 )
+from hf_cyclprune.checkpoints.errors import PackedError
 from hf_cyclprune.checkpoints.facts import (
     DENSE,
     INDEX,

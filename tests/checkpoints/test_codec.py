@@ -11,7 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_cyclprune.checkpoints.codec import PackedError, decode, encode, read_head
+from hf_cyclprune.checkpoints.codec import decode, encode, read_head
+from hf_cyclprune.checkpoints.errors import PackedError
 from tests.checkpoints.reader import DTYPES, read_blob
 
 FUZZ = Path(__file__).parents[2] / "examples" / "fuzz_packed.py"

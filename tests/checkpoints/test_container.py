@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hf_cyclprune.checkpoints.codec import PackedError, encode
+from hf_cyclprune.checkpoints.codec import encode
 from hf_cyclprune.checkpoints.container import (
     FORMAT_VERSION,
     Entry,
@@ -18,6 +18,7 @@ from hf_cyclprune.checkpoints.container import (
     to_bytes,
     write_file,
 )
+from hf_cyclprune.checkpoints.errors import PackedError
 from tests.checkpoints.reader import read_file
 
 DTYPES = [

@@ -26,8 +26,8 @@ from hf_cyclprune import (
     verify,
 )
 from hf_cyclprune.checkpoints import packed as packed_module
-from hf_cyclprune.checkpoints.codec import PackedError
 from hf_cyclprune.checkpoints.container import checksum, make_metadata
+from hf_cyclprune.checkpoints.errors import PackedError
 from hf_cyclprune.cli import main
 from tests.checkpoints.reader import read_file
 
