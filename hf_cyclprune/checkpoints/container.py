@@ -14,9 +14,10 @@ a blob the same, of its first 12 bytes only, which hold its own checksum.
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -113,10 +114,23 @@ def check_packable(name: str, tensor: Tensor) -> None:
         )
 
 
-def make_metadata(checksums: dict[str, int]) -> dict[str, str]:
-    """The metadata of a packed file."""
+def make_metadata(
+    checksums: dict[str, int], others: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, str]:
+    """The metadata of a packed file; `others` are those of the dense one."""
     facts = json.dumps({"version": FORMAT_VERSION, "crc32": checksums}, sort_keys=True)
-    return {"format": "pt", _KEY: facts}
+    return {"format": "pt", **others, _KEY: facts}
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file, but for ours.
+
+    Raises:
+        PackedError: it cannot be read.
+    """
+    with _opened(path) as file:
+        metadata: dict[str, str] = file.metadata() or {}
+    return {key: value for key, value in metadata.items() if key != _KEY}
 
 
 def list_names(path: Path) -> list[str]:

@@ -32,6 +32,7 @@ from hf_cyclprune.checkpoints.container import (
     checksum,
     list_names,
     make_metadata,
+    read_metadata,
     read_tensor,
     to_bytes,
     write_file,
@@ -48,6 +49,7 @@ from hf_cyclprune.checkpoints.facts import (
     write_config,
     write_index,
 )
+from hf_cyclprune.checkpoints.masks import STATE_NAME
 from hf_cyclprune.checkpoints.weights import PackedWeights, model_class
 
 _PICKLES = (
@@ -93,7 +95,7 @@ def pack(source: str | Path, target: str | Path, dtype: torch.dtype | None = Non
         facts = Facts(weights, names, _find_dtype(files) if dtype is None else config["dtype"])
         config["quantization_config"] = facts.to_dict()
         write_config(folder, config)
-        _copy_others(source, folder)
+        _copy_others(source, folder, files)
 
 
 def save_packed(
@@ -126,13 +128,13 @@ def unpack(source: str | Path, target: str | Path) -> None:
         places: dict[str, str] = {}
         for file, names in weights.by_file().items():
             name = file.replace(PACKED.removesuffix(".safetensors"), "model", 1)
-            write_file(folder / name, map(weights.entry, names), {"format": "pt"})
+            write_file(folder / name, map(weights.entry, names), read_metadata(source / file))
             places |= dict.fromkeys(names, name)
         if len(weights.by_file()) > 1:
             metadata = read_index_metadata(source / (PACKED + INDEX))
             write_index(folder / (DENSE + INDEX), places, metadata)
         write_config(folder, config)
-        _copy_others(source, folder)
+        _copy_others(source, folder, [source / file for file in weights.by_file()])
 
 
 def load_packed(folder: str | Path, **options: Any) -> PreTrainedModel:
@@ -186,7 +188,7 @@ def _pack_file(source: Path, target: Path, dtype: torch.dtype | None) -> list[st
                 tensor = torch.tensor(blob)
             checksums[key] = checksum(key, tensor)
             entries.append(Entry(key, tensor.dtype, tuple(tensor.shape), read))
-        write_file(target, entries, make_metadata(checksums))
+        write_file(target, entries, make_metadata(checksums, read_metadata(source)))
     return [entry.name for entry in entries]
 
 
@@ -210,12 +212,13 @@ def _shard_name(name: str, number: int, total: int) -> str:
     return f"{name.removesuffix('.safetensors')}-{number:05d}-of-{total:05d}.safetensors"
 
 
-def _copy_others(source: Path, folder: Path) -> None:
-    """Tokenizer, card, reports; not config.json, weights or pickles."""
+def _copy_others(source: Path, folder: Path, weights: list[Path]) -> None:
+    """Tokenizer, card, reports, adapters; not config.json, the weights, masks or pickles."""
+    skipped = {"config.json", STATE_NAME, *(path.name for path in weights)}
     for path in source.iterdir():
-        is_weight = path.suffix == ".safetensors" or path.name.endswith(INDEX)
-        is_skipped = is_weight or path.suffix.lower() in _PICKLES or path.name == "config.json"
-        if path.is_file() and not is_skipped:
+        is_stale = path.name.startswith("model") and path.name.endswith((".safetensors", INDEX))
+        is_skipped = path.name in skipped or is_stale
+        if path.is_file() and not is_skipped and path.suffix.lower() not in _PICKLES:
             shutil.copyfile(path, folder / path.name)
 
 

@@ -227,6 +227,29 @@ def test_pickles_under_other_names_do_not_travel(dense, tmp_path, name):
     assert name not in os.listdir(tmp_path / "packed")
 
 
+def test_adapters_travel_but_masks_and_stale_shards_do_not(dense, tmp_path):
+    names = (
+        "adapter_model.safetensors",
+        "pruning_state.safetensors",
+        "model-00001-of-2.safetensors",
+    )
+    for name in names:
+        (dense / name).write_bytes(b"content")
+    pack(dense, tmp_path / "packed")
+    unpack(tmp_path / "packed", tmp_path / "out")
+    for folder, weights in (("packed", PACKED), ("out", DENSE)):
+        assert set(os.listdir(tmp_path / folder)) == {names[0], "config.json", weights}
+
+
+def test_what_else_a_file_says_of_itself_comes_back(dense, tmp_path):
+    tensors = load_file(dense / DENSE)
+    save_file(tensors, dense / DENSE, {"format": "pt", "author": "somebody"})
+    pack(dense, tmp_path / "packed")
+    unpack(tmp_path / "packed", tmp_path / "out")
+    with safe_open(tmp_path / "out" / DENSE, "pt") as file:
+        assert file.metadata() == {"format": "pt", "author": "somebody"}
+
+
 def test_links_as_in_the_cache_of_the_hub_are_followed(dense, tmp_path):
     (tmp_path / "links").mkdir()
     for path in dense.iterdir():
