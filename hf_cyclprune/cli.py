@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, PreTrainedModel
 
 from hf_cyclprune.checkpoints.packed import pack, unpack
-from hf_cyclprune.checkpoints.weights import model_class, verify
-from hf_cyclprune.config import CONFIG_NAME, load_config
-from hf_cyclprune.pruning.targets import exact_expressions
-from hf_cyclprune.reporting.report import CHECKED_PATTERNS, SparsityReport, load_report
+from hf_cyclprune.checkpoints.weights import verify
+from hf_cyclprune.hub.errors import PushError
+from hf_cyclprune.hub.folder import check_pushable, read_facts
+from hf_cyclprune.hub.push import check_repo_id, push_folder
+from hf_cyclprune.reporting.folders import report_folder
+from hf_cyclprune.reporting.table import print_table
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -67,6 +68,22 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("b", metavar="B", help="another one")
     verify.set_defaults(run=_verify)
 
+    push = verbs.add_parser("push", help="push a pruned model to the Hub, with card and pictures")
+    push.add_argument("folder", metavar="DIR", help="the output_dir of a run; it is not changed")
+    push.add_argument("repo_id", metavar="REPO", help="user/name; made if it is not there")
+    push.add_argument("--private", action="store_true", help="if the repository is new")
+    push.add_argument("--revision", help="a branch; made if it is not there (default: main)")
+    push.add_argument("--no-packed", action="store_true", help="without a packed copy in sparse/")
+    push.add_argument(
+        "--dense_run", metavar="DIR", help="a dense run of the same task, to compare with"
+    )
+    push.set_defaults(run=_push)
+
+    plot = verbs.add_parser("plot", help="draw one run, or compare several")
+    plot.add_argument("runs", metavar="RUN", nargs="+", help="the output_dir of a run")
+    plot.add_argument("--output_dir", default=".", help="where to write (default: %(default)s)")
+    plot.set_defaults(run=_plot)
+
     demo = verbs.add_parser("demo", help="prune a small BERT on a small task, without a network")
     demo.add_argument("--output_dir", help="keep the pruned model there (default: do not keep it)")
     demo.set_defaults(run=_demo)
@@ -88,7 +105,10 @@ def _glue(options: argparse.Namespace) -> None:
 
 def _report(options: argparse.Namespace) -> None:
     report = report_folder(options.folder)
-    print(json.dumps(report.to_dict(), indent=2) if options.json else report)
+    if options.json:
+        print(json.dumps(report.to_dict(), indent=2))
+    else:
+        print_table(report)
 
 
 def _demo(options: argparse.Namespace) -> None:
@@ -123,35 +143,32 @@ def _verify(options: argparse.Namespace) -> None:
     print("The same tensors, bit by bit.")
 
 
-def report_folder(folder: str | Path) -> SparsityReport:
-    """The report of a model saved in `folder`, with the cycles of its run where they are known.
-
-    Raises:
-        ValueError: the folder holds no model.
-    """
-    folder = Path(folder)
-    if not (folder / "config.json").is_file():
-        raise ValueError(
-            f"DIR must be a folder with a saved model; got '{folder}' without a config.json. "
-            "Pass the output_dir of a run, or one of its checkpoints."
+def _push(options: argparse.Namespace) -> None:
+    check_repo_id(options.repo_id)
+    check_pushable(Path(options.folder))
+    facts = read_facts(options.folder, options.dense_run)
+    try:
+        url = push_folder(
+            options.folder,
+            options.repo_id,
+            facts,
+            private=options.private or None,
+            revision=options.revision,
+            packed=not options.no_packed,
         )
-    config = load_config(folder) if (folder / CONFIG_NAME).is_file() else None
-    saved = load_report(folder)
-    names = [weight.name for weight in saved.weights] if saved is not None else None
-    return SparsityReport.measure(
-        _load_model(folder),
-        targets=exact_expressions(names) if names else None,
-        patterns=[*CHECKED_PATTERNS, config.pattern] if config else CHECKED_PATTERNS,
-        cycles=saved.cycles if saved is not None else (),
-        target_sparsity=config.target_sparsity if config else None,
-    )
+    except KeyboardInterrupt as error:
+        raise PushError(
+            f"the push to '{options.repo_id}' must run to its end; got Ctrl-C. Nothing is lost: "
+            "run the same command again."
+        ) from error
+    print(url)
 
 
-def _load_model(folder: Path) -> PreTrainedModel:
-    """The model of the class that was saved; never code from the folder."""
-    cls = model_class(AutoConfig.from_pretrained(folder))
-    model: PreTrainedModel = cls.from_pretrained(folder, local_files_only=True)
-    return model
+def _plot(options: argparse.Namespace) -> None:
+    from hf_cyclprune.reporting.plots import plot_runs  # needs the packages of the extra
+
+    for path in plot_runs(options.runs, options.output_dir):
+        print(path)
 
 
 if __name__ == "__main__":

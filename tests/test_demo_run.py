@@ -2,9 +2,10 @@ import pytest
 
 pytest.importorskip("datasets", reason="the extra demo is not installed")
 
-from hf_cyclprune.cli import main, report_folder
+from hf_cyclprune.cli import main
 from hf_cyclprune.demo import run
 from hf_cyclprune.demo.model import find_model
+from hf_cyclprune.reporting.folders import report_folder
 
 
 @pytest.fixture(autouse=True)

@@ -24,6 +24,7 @@ ROOMS = [
     "checkpoints",
     "reporting",
     "one_shot",
+    "hub",
     "training",
     "glue",
     "demo",

@@ -52,7 +52,7 @@ from hf_cyclprune.checkpoints.facts import (
 from hf_cyclprune.checkpoints.masks import STATE_NAME
 from hf_cyclprune.checkpoints.weights import PackedWeights, model_class
 
-_PICKLES = (
+PICKLES = (
     *(".bin", ".pt", ".pth", ".pkl", ".pickle", ".dill", ".joblib", ".npy", ".npz", ".ckpt"),
     *(".h5", ".msgpack"),
 )
@@ -218,7 +218,7 @@ def _copy_others(source: Path, folder: Path, weights: list[Path]) -> None:
     for path in source.iterdir():
         is_stale = path.name.startswith("model") and path.name.endswith((".safetensors", INDEX))
         is_skipped = path.name in skipped or is_stale
-        if path.is_file() and not is_skipped and path.suffix.lower() not in _PICKLES:
+        if path.is_file() and not is_skipped and path.suffix.lower() not in PICKLES:
             shutil.copyfile(path, folder / path.name)
 
 

@@ -45,6 +45,9 @@ class GlueArguments:
     max_train_samples: int | None = _option("Train on the first ones only.", None)
     max_eval_samples: int | None = _option("Evaluate on the first ones only.", None)
     max_predict_samples: int | None = _option("Predict the first ones only.", None)
+    dense_run: str | None = _option(
+        "output_dir of a dense run of the same task, to compare with on the model card.", None
+    )
 
     def __post_init__(self) -> None:
         self.task_name = get_task(self.task_name).name

@@ -32,6 +32,7 @@ from hf_cyclprune.glue.output import (
 )
 from hf_cyclprune.glue.tasks import GlueTask, get_task
 from hf_cyclprune.glue.train_loss import GlueTrainer
+from hf_cyclprune.hub.dense import read_results
 from hf_cyclprune.pruning.checks import check_known
 from hf_cyclprune.reporting.report import SparsityReport
 from hf_cyclprune.training.arguments import PruningArguments
@@ -45,8 +46,9 @@ Metrics = dict[str, Any]
 def run_glue(glue: GlueArguments, args: PruningArguments) -> Metrics:
     """Train, evaluate and predict as do_train, do_eval and do_predict say.
 
-    Writes into `args.output_dir` the model, pruning_config.json and sparsity_report.json if it was
-    pruned, train_results.json, eval_results.json and all_results.json, predict_results_TASK.txt.
+    Writes into `args.output_dir` the model and its card; pruning_config.json, sparsity_report.json
+    and pruning_run.json if it was pruned; train_results.json, eval_results.json, all_results.json;
+    predict_results_TASK.txt.
     In one process in fp32 a run that was stopped and resumed has the results of one that was not,
     other than times.
 
@@ -61,6 +63,8 @@ def run_glue(glue: GlueArguments, args: PruningArguments) -> Metrics:
     """
     task = get_task(glue.task_name)
     _check_together(args, task)
+    if glue.dense_run is not None:
+        read_results(glue.dense_run)
     checkpoint = find_checkpoint(args) if args.do_train else None
     if args.should_save:  # the process that writes
         check_output_dir(args, glue, checkpoint)
@@ -77,14 +81,7 @@ def run_glue(glue: GlueArguments, args: PruningArguments) -> Metrics:
         metrics |= run.evaluate()
     if args.do_predict:
         run.predict()
-    if args.push_to_hub:
-        run.trainer.push_to_hub(
-            language="en",
-            tasks="text-classification",
-            dataset_tags=HUB_DATASET,
-            dataset_args=task.name,
-            dataset=f"GLUE {task.name.upper()}",
-        )
+    run.publish(metrics, glue.dense_run)
     return metrics
 
 
@@ -163,7 +160,7 @@ class _Run:
         assert self.examples.train is not None
         num_samples = len(self.examples.train)
         metrics = {**result.metrics, "train_samples": num_samples, **self._sparsity()}
-        self.trainer.save_model()
+        self.trainer.save_model(_internal_call=True)  # the push comes at the end
         self.trainer.log_metrics("train", metrics)
         self.trainer.save_metrics("train", metrics)
         self.trainer.save_state()
@@ -203,6 +200,24 @@ class _Run:
             if self.trainer.is_world_process_zero():
                 file = f"predict_results_{self.task.name}{suffix}.txt"
                 write_predictions(self.folder / file, rows)
+
+    def publish(self, metrics: Metrics, dense_run: str | None) -> None:
+        """Write the model card of a model that was trained here; push it if push_to_hub says so."""
+        trainer = self.trainer
+        about: dict[str, Any] = {
+            "language": "en",
+            "tasks": "text-classification",
+            "dataset_tags": HUB_DATASET,
+            "dataset_args": self.task.name,
+            "dataset": f"GLUE {self.task.name.upper()}",
+        }
+        if trainer.sparsity_report() is not None:
+            evaluated = {k: v for k, v in metrics.items() if k.startswith("eval_")}
+            about |= {"metrics": evaluated or None, "dense_run": dense_run}
+        if trainer.args.push_to_hub:
+            trainer.push_to_hub(**about)
+        elif trainer.args.do_train:
+            trainer.create_model_card(**about)
 
     def _in_words(self, outputs: Any) -> Iterator[str]:
         model: Any = self.trainer.model

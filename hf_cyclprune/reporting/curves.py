@@ -122,12 +122,12 @@ def _draw_sparsity(axes: Axes, run: Run) -> None:
 
 
 def _draw_curve(axes: Axes, run: Run) -> None:
-    """Filled where the schedule is at its target, hollow elsewhere."""
+    """Filled at the target sparsity, hollow below it."""
     name = choose_curve([run])
     points = run.points(name)
     axes.plot(*zip(*points, strict=True), color=GREEN, linewidth=0.8, zorder=1)
     has_evaluations = name != "loss"
-    is_filled = [not has_evaluations or _is_at_target(run.schedule, t) for t, _ in points]
+    is_filled = [not has_evaluations or _is_at_target(run, t) for t, _ in points]
     for fill, wanted, label in (
         (GREEN, True, "evaluated at the target sparsity"),
         ("none", False, "below it"),
@@ -174,9 +174,14 @@ def _power(value: float) -> str:
     return f"{float(mantissa):g}e{int(exponent)}" if value else "0"
 
 
-def _is_at_target(schedule: Schedule | None, t: int) -> bool:
-    """A schedule is at its target exactly, or below it."""
-    return schedule is None or schedule.sparsity_at(max(t, 1)) == schedule.sparsity
+def _is_at_target(run: Run, t: int) -> bool:
+    """Where the schedule is, or where as many zeros were counted: a climb's last step may round."""
+    if run.schedule is None:
+        return True
+    target, planned_at = run.schedule.sparsity, run.schedule.sparsity_at
+    zeros = dict(run.points("sparsity"))
+    at_target = {zeros[step] for step in zeros if planned_at(max(step, 1)) == target}
+    return planned_at(max(t, 1)) == target or zeros.get(t) in at_target
 
 
 def _mark_edges(axes: Axes, schedule: Schedule | None) -> None:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from hf_cyclprune.pruning.patterns import NM, parse_pattern
 from hf_cyclprune.pruning.targets import find_targets
 from hf_cyclprune.reporting.cycles import CycleReport
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 REPORT_NAME = "sparsity_report.json"
 CHECKED_PATTERNS = ("2:4", "4:8")
@@ -45,7 +48,7 @@ class WeightReport:
 class SparsityReport:
     """Zeros of every target weight, and the finished cycles of the run that made them.
 
-    `str(report)` is a table for people; `to_dict` is JSON.
+    `str(report)` is a table for people, `rich.print(report)` the same in colour; `to_dict` is JSON.
     """
 
     weights: tuple[WeightReport, ...]
@@ -101,13 +104,14 @@ class SparsityReport:
 
     def by_layer(self) -> dict[str, "SparsityReport"]:
         """The weights of each block."""
-        return self._grouped(lambda w: "none" if w.layer is None else f"layer {w.layer}")
+        return self.grouped(lambda w: "none" if w.layer is None else f"layer {w.layer}")
 
     def by_kind(self) -> dict[str, "SparsityReport"]:
         """The weights of each kind of matrix."""
-        return self._grouped(lambda w: w.kind)
+        return self.grouped(lambda w: w.kind)
 
-    def _grouped(self, key: Callable[[WeightReport], str]) -> dict[str, "SparsityReport"]:
+    def grouped(self, key: Callable[[WeightReport], str]) -> dict[str, "SparsityReport"]:
+        """The weights of each value of `key`, in the order of the first."""
         groups: dict[str, list[WeightReport]] = {}
         for weight in self.weights:
             groups.setdefault(key(weight), []).append(weight)
@@ -133,15 +137,14 @@ class SparsityReport:
         return path
 
     def __str__(self) -> str:
-        lines = [
-            f"sparsity {self.sparsity:.4%}: {self.num_zeros:,} zeros in "
-            f"{self.num_weights:,} target weights of {len(self.weights)} matrices"
-        ]
-        if not self.is_at_target:
-            lines.append(f"not at the target of {self.target_sparsity:.2%}")
-        lines.append("n:m satisfied by all: " + (", ".join(self.patterns) or "none"))
-        lines += _table("layer", self.by_layer()) + _table("matrix", self.by_kind())
-        return "\n".join(lines + _cycle_table(self.cycles))
+        from hf_cyclprune.reporting.table import to_text  # which knows this class
+
+        return to_text(self)
+
+    def __rich__(self) -> "RenderableType":
+        from hf_cyclprune.reporting.table import make_table
+
+        return make_table(self)
 
 
 def load_report(folder: str | Path) -> SparsityReport | None:
@@ -197,24 +200,3 @@ def split_name(name: str) -> tuple[int | None, str]:
     """
     match = re.search(r"\.(\d+)\.(.+?)(?:\.weight)?$", name)
     return (int(match[1]), match[2]) if match else (None, name.removesuffix(".weight"))
-
-
-def _table(title: str, groups: dict[str, SparsityReport]) -> list[str]:
-    width = max(len(title), *map(len, groups))
-    return ["", f"{title:<{width}}  sparsity  n:m"] + [
-        f"{name:<{width}}  {group.sparsity:8.2%}  {', '.join(group.patterns) or '-'}"
-        for name, group in groups.items()
-    ]
-
-
-def _cycle_table(cycles: Sequence[CycleReport]) -> list[str]:
-    if not cycles:
-        return []
-    lines = ["", "cycle  end step  sparsity  recovered at edge  .. at end  mask change"]
-    for c in cycles:
-        shares = (c.recovered_share_at_edge, c.recovered_share_at_end, c.mask_change)
-        edge, end, change = ("-" if share is None else f"{share:.2%}" for share in shares)
-        lines.append(
-            f"{c.cycle:>5}  {c.end_step:>8}  {c.sparsity:>8.2%}  {edge:>17}  {end:>9}  {change:>11}"
-        )
-    return lines

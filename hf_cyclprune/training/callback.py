@@ -6,21 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import (
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
 from hf_cyclprune.checkpoints.masks import load_state, save_state
 from hf_cyclprune.config import PruningConfig, config_to_dict
 from hf_cyclprune.pruning.pruner import Pruner
 from hf_cyclprune.pruning.targets import check_finite, exact_expressions, find_targets
-from hf_cyclprune.reporting.cycles import CycleHistory
 from hf_cyclprune.reporting.report import CHECKED_PATTERNS, SparsityReport
 from hf_cyclprune.training.arguments import PruningArguments
+from hf_cyclprune.training.cycle_lines import CycleLines
 from hf_cyclprune.training.lr import restarts
 from hf_cyclprune.training.resume import (
     capture_state,
@@ -34,13 +29,16 @@ logger = logging.get_logger(__name__)
 _SPARSE = 0.05  # more zeros than training leaves by chance
 
 
-class PruningCallback(TrainerCallback):
+class PruningCallback(CycleLines):
     """Prunes the model of any Trainer: masks on the schedule's pruning steps, zeros in every step.
 
     Used alone it cannot restart the learning rate, choose a best model that is at the target
     sparsity, or save masks with a checkpoint; `PruningTrainer` adds these. A checkpoint still
     resumes: the masks are rebuilt from the zeros, if their number is the one that the schedule
     demands.
+
+    When a cycle has ended, and after its evaluation, the console shows one line on it; not with
+    `logging_strategy="no"`, nor where transformers shows errors only (`log_level="error"`).
 
     Args:
         config: what to prune; None reads it from the Trainer's `PruningArguments`.
@@ -51,6 +49,7 @@ class PruningCallback(TrainerCallback):
     """
 
     def __init__(self, config: PruningConfig | None = None) -> None:
+        super().__init__()
         self.config = config
         self.has_pruning_trainer = False
         """Set by `PruningTrainer`, which does what a callback cannot."""
@@ -58,7 +57,6 @@ class PruningCallback(TrainerCallback):
         """The checkpoint that `PruningTrainer` resumes from."""
         self.pruner: Pruner | None = None
         """Masks and schedule in force, from the start of training on."""
-        self.history = CycleHistory()
         self._active: PruningConfig | None = None
         self._last_step = 0
 
@@ -100,7 +98,8 @@ class PruningCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.pruner, self.history = None, CycleHistory()
+        self.pruner = None
+        self.restart()
         self._active = config = self._check_args(args)
         if config is None:
             return
@@ -164,6 +163,7 @@ class PruningCallback(TrainerCallback):
         if schedule.is_cycle_end(t):
             cycle = schedule.cycle(t)
             self.history.observe_end(t, cycle, self.pruner.sparsity, self.pruner.masks)
+            self.open_cycle(None if self._is_held else schedule.num_cycles)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -171,16 +171,27 @@ class PruningCallback(TrainerCallback):
         if self._active is not None and self.pruner is not None:
             is_end = self.pruner.schedule.is_cycle_end(state.global_step)
             control.should_evaluate |= is_end and self._active.eval_cycle_ends
+            control.should_log |= is_end and self._logs_cycle_ends(args)
             # What counts for the best model must be on disk to be loaded.
             is_candidate = self._active.eval_cycle_ends and args.load_best_model_at_end
             control.should_save |= is_end and (self._active.save_cycle_ends or is_candidate)
         return control
+
+    def _logs_cycle_ends(self, args: TrainingArguments) -> bool:
+        """Only `PruningTrainer` can put into a log entry what there is to say."""
+        is_wanted = args.logging_strategy != "no"
+        return is_wanted and self.has_pruning_trainer and not self._is_held
+
+    @property
+    def _is_held(self) -> bool:
+        return self._active is not None and self._active.method == "hold"
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if self.pruner is None:
             return
+        self.close_cycle(args, state)
         if args.load_best_model_at_end and state.best_model_checkpoint is not None:
             self._take_masks_of(Path(state.best_model_checkpoint))
         self.warn_if_off_target(state)

@@ -11,21 +11,24 @@ from torch import nn
 from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from hf_cyclprune.config import PruningConfig, save_config
+from hf_cyclprune.config import PruningConfig
 from hf_cyclprune.pruning.pruner import Pruner
+from hf_cyclprune.reporting.model_card import CardFacts
 from hf_cyclprune.reporting.report import SparsityReport
 from hf_cyclprune.training.arguments import PruningArguments
 from hf_cyclprune.training.callback import PruningCallback
 from hf_cyclprune.training.checkpoints import forget_state, newest_checkpoint
+from hf_cyclprune.training.describe import describe
 from hf_cyclprune.training.gate import StopGate, held_patience
 from hf_cyclprune.training.loss import is_loss_inflated
 from hf_cyclprune.training.lr import check_restartable, get_restarting_scheduler
 from hf_cyclprune.training.names import save_under_own_names
+from hf_cyclprune.training.pushing import PushingTrainer
 
 _PREEMPTION_NAME = "checkpoint-is-incomplete.txt"
 
 
-class PruningTrainer(Trainer):
+class PruningTrainer(PushingTrainer):
     """A drop-in replacement for `Trainer` that prunes in cycles while it trains.
 
     Takes every argument of `Trainer`. What to prune comes from `pruning_config=`, or from
@@ -38,7 +41,8 @@ class PruningTrainer(Trainer):
     - checkpoints hold the masks, and resume bit for bit on one CPU process in fp32; `True` skips
       those that are damaged;
     - the loss of BERT-style heads is not multiplied by the number of accumulation steps;
-    - weights are saved under the model's own names, also where the pretrained file had older ones.
+    - weights are saved under the model's own names, also where the pretrained file had older ones;
+    - every push carries the sparsity report and a model card of the weights in it.
 
     Raises:
         ValueError: a config given twice, or a learning-rate schedule that cannot restart.
@@ -65,6 +69,10 @@ class PruningTrainer(Trainer):
         if own is not None:
             own.has_pruning_trainer = True
             kwargs["callbacks"] = callbacks
+        self._best_step: int | None = None
+        """Of the best model, where it was loaded."""
+        self._evaluation: tuple[int, dict[str, float]] = (-1, {})
+        """The optimizer step whose weights were evaluated last, and the metrics."""
         super().__init__(**kwargs)
         self._gate = StopGate(lambda: self.pruner, self._put_gate_last)
         self._stock_accepts_loss_kwargs = self.model_accepts_loss_kwargs
@@ -130,6 +138,34 @@ class PruningTrainer(Trainer):
         callback = self.pruning_callback
         return callback.report(self._bare_model()) if callback is not None else None
 
+    def card_facts(self) -> CardFacts | None:
+        """What the card may say of the model now; None if nothing was pruned."""
+        callback, report = self.pruning_callback, self.sparsity_report()
+        config = callback.active_config(self.args) if callback is not None else None
+        if config is None or report is None:
+            return None
+        step, model = self._weights_step(), self._bare_model()
+        return CardFacts(
+            model_name=self._repo_name.rpartition("/")[2],
+            report=report,
+            config=config,
+            record=describe(self, step, self._metrics_at(step), self._said),
+            repo_id=getattr(self, "hub_model_id", None),
+            model_class=type(model).__name__,
+            num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        )
+
+    def _weights_step(self) -> int:
+        return self.state.global_step if self._best_step is None else self._best_step
+
+    def _metrics_at(self, step: int) -> dict[str, float]:
+        """Of the weights after an optimizer step; {} if they were not evaluated."""
+        evaluated, metrics = self._evaluation
+        if evaluated == step:
+            return metrics
+        logged = [entry for entry in self.state.log_history if entry.get("step") == step]
+        return {k: v for entry in logged for k, v in entry.items() if k.startswith("eval_")}
+
     def _bare_model(self) -> nn.Module:
         model: nn.Module = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         return model
@@ -150,12 +186,16 @@ class PruningTrainer(Trainer):
         if callback is not None:
             callback.resume_folder = None
         self._prepare_run()
+        self._best_step, self._evaluation = None, (-1, {})
         try:
-            return super().train(resume_from_checkpoint, *args, **kwargs)
+            result = super().train(resume_from_checkpoint, *args, **kwargs)
         except KeyboardInterrupt:
             if callback is not None:
                 callback.warn_if_off_target(self.state)
             raise
+        if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
+            self._best_step = self.state.best_global_step
+        return result
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         config = self._prepare_run()
@@ -180,7 +220,10 @@ class PruningTrainer(Trainer):
             super().log(logs, start_time)
             return
         cycle = pruner.schedule.cycle(self.state.global_step) + 1
-        own = {"sparsity": pruner.sparsity, "cycle": cycle}
+        own: dict[str, float] = {"sparsity": pruner.sparsity, "cycle": cycle}
+        callback = self.pruning_callback
+        if callback is not None and "loss" in logs:  # of a training step, not of an evaluation
+            own |= callback.history.shares_at(self.state.global_step)
         # Not into the caller's dict: evaluate() returns it, and a search would optimize their sum.
         shown = {**logs, **own}
         super().log(shown, start_time)
@@ -189,7 +232,12 @@ class PruningTrainer(Trainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         is_held = self.is_in_train and self._is_off_target()
         with held_patience(self.callback_handler.callbacks) if is_held else nullcontext():
-            return super().evaluate(*args, **kwargs)
+            metrics: dict[str, float] = super().evaluate(*args, **kwargs)
+        step = self._weights_step()
+        before = self._evaluation[1] if self._evaluation[0] == step else {}
+        new = {k: v for k, v in metrics.items() if k.startswith("eval_")}
+        self._evaluation = (step, {**new, **before})  # another set's do not replace the first one's
+        return metrics
 
     def _is_off_target(self) -> bool:
         pruner = self.pruner
@@ -222,14 +270,6 @@ class PruningTrainer(Trainer):
     ) -> None:
         self._warn_if_unmasked()
         super()._save(output_dir, state_dict)
-        report = self.sparsity_report() if self.args.should_save else None
-        callback = self.pruning_callback
-        if report is not None and callback is not None:
-            folder = str(output_dir if output_dir is not None else self.args.output_dir)
-            config = callback.active_config(self.args)
-            assert config is not None, "there is a report only of a run with a config"
-            save_config(config, folder)
-            report.save(folder)
 
     def _warn_if_unmasked(self) -> None:
         """Every file holds the zeros of the masks, also one that is saved inside a cycle."""

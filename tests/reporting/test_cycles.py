@@ -95,18 +95,57 @@ def test_the_reference_does_not_follow_masks_that_change_in_place():
     assert history.cycles[1].recovered_share_at_end == pytest.approx(1 / 6)
 
 
-@pytest.mark.parametrize("num_events", range(5))
+EVALUATION = {
+    "eval_a_f1": 0.5,
+    "eval_a_loss": 1,
+    "eval_a_runtime": 9.0,
+    "eval_a_samples_per_second": 9.0,
+    "eval_a_steps_per_second": 9.0,
+    "eval_model_preparation_time": 9.0,
+    "eval_inf": float("inf"),
+    "eval_nan": float("nan"),
+    "eval_name": "words",
+    "epoch": 2.0,
+}
+
+
+def test_only_an_evaluation_at_a_cycles_end_counts_and_only_what_it_measured():
+    history = CycleHistory()
+    history.observe_evaluation(10, EVALUATION)
+    history.observe_end(10, 0, 0.5, FIRST)
+    history.observe_evaluation(9, EVALUATION)
+    history.observe_evaluation(11, EVALUATION)
+    assert history.cycles[0].metrics == {}
+    history.observe_evaluation(10, EVALUATION)
+    history.observe_evaluation(10, {"eval_b_f1": 0.75})
+    history.observe_end(20, 1, 0.5, SECOND)
+    assert history.cycles[0].metrics == {"eval_a_f1": 0.5, "eval_a_loss": 1.0, "eval_b_f1": 0.75}
+    assert history.cycles[1].metrics == {}
+
+
+def test_the_shares_of_a_step_are_those_of_the_cycle_that_ended_with_it():
+    history = CycleHistory()
+    assert history.shares_at(10) == {}
+    history.observe_end(10, 0, 0.5, FIRST)
+    assert history.shares_at(10) == {}  # nothing to compare with
+    history.observe_end(20, 1, 0.5, SECOND)  # without a reset
+    assert history.shares_at(20) == {"recovered_share_at_end": 1 / 6, "mask_change": 0.5}
+    assert history.shares_at(19) == history.shares_at(21) == {}
+
+
+@pytest.mark.parametrize("num_events", range(6))
 def test_a_history_goes_on_after_json_as_if_it_had_not_been_interrupted(num_events):
     events = [
         lambda history: history.observe_end(10, 0, 0.5, FIRST),
         lambda history: history.observe_reset(12, AT_EDGE),
         lambda history: history.observe_end(20, 1, 0.5, SECOND),
+        lambda history: history.observe_evaluation(20, EVALUATION),
         lambda history: history.observe_end(30, 2, 0.5, FIRST),
     ]
     whole, history = CycleHistory(), CycleHistory()
     for i, event in enumerate(events):
         if i == num_events:
-            values = json.loads(json.dumps(history.to_dict()))
+            values = json.loads(json.dumps(history.to_dict(), allow_nan=False))
             history = CycleHistory.from_dict(values, history.reference)
         event(whole)
         event(history)

@@ -257,6 +257,18 @@ def test_evaluations_below_the_target_are_hollow():
     assert hollow.get_markerfacecolor() == "none"
 
 
+def test_the_last_step_of_a_climb_is_at_the_target_where_as_many_zeros_were_counted():
+    plan = CYCLICAL.build_schedule(200)
+    t = next(t for t in range(1, 200) if plan.sparsity_at(t + 1) == 0.8)
+    assert plan.sparsity_at(t) < 0.8
+    counted = [{"step": step, "sparsity": 0.8002} for step in (t, t + 1)]
+    logged = [{"step": t, "eval_accuracy": 0.9}, {"step": t - 1, "eval_accuracy": 0.8}]
+    run = Run("a", CYCLICAL, log_history=counted + logged, total_steps=200)
+    axes = draw_schedule(run).axes[1]
+    assert labelled(axes, "evaluated at the target sparsity") == [(t, 0.9)]
+    assert labelled(axes, "below it") == [(t - 1, 0.8)]
+
+
 def test_the_learning_rate_is_joined_inside_of_cycles_only():
     run = make_run(config=CYCLICAL)
     rate = draw_schedule(run).axes[-1]

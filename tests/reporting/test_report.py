@@ -20,7 +20,7 @@ from hf_cyclprune.reporting.report import (
 
 CYCLES = (
     CycleReport(cycle=1, end_step=10, sparsity=0.5),
-    CycleReport(2, 20, 0.5, 11, 0.25, 0.125, 0.0625),
+    CycleReport(2, 20, 0.5, 11, 0.25, 0.125, 0.0625, {"eval_f1": 0.75, "eval_loss": 0.5}),
 )
 
 
@@ -215,15 +215,17 @@ def test_a_report_is_a_table_for_people():
         "sparsity 25.0000%: 12 zeros in 48 target weights of 3 matrices",
         "n:m satisfied by all: 3:4",
         "",
-        "layer    sparsity  n:m",
-        "layer 0    25.00%  3:4",
+        "matrix                sparsity  zeros  weights  n:m",
+        "attention               25.00%      4       16  3:4",
+        "  self_attn.out_proj    25.00%      4       16  3:4",
+        "feed-forward            25.00%      8       32  3:4",
+        "  linear1               25.00%      4       16  3:4",
+        "  linear2               25.00%      4       16  3:4",
         "",
-        "matrix              sparsity  n:m",
-        "self_attn.out_proj    25.00%  3:4",
-        "linear1               25.00%  3:4",
-        "linear2               25.00%  3:4",
+        "layer    sparsity  zeros  weights  n:m",
+        "layer 0    25.00%     12       48  3:4",
         "",
-        "cycle  end step  sparsity  recovered at edge  .. at end  mask change",
-        "    1        10    50.00%                  -          -            -",
-        "    2        20    50.00%             25.00%     12.50%        6.25%",
+        "cycle  end step  sparsity  recovered at edge  .. at end  mask change  eval_f1",
+        "    1        10    50.00%                  -          -            -        -",
+        "    2        20    50.00%             25.00%     12.50%        6.25%   0.7500",
     ]

@@ -1,0 +1,84 @@
+"""A run's folder -> the facts of its card."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from transformers.utils import logging
+
+from hf_cyclprune.checkpoints.facts import dense_files, read_config
+from hf_cyclprune.config import CONFIG_NAME, load_config
+from hf_cyclprune.hub.dense import read_dense_metrics
+from hf_cyclprune.hub.page import find_license
+from hf_cyclprune.reporting.folders import load_model, report_model
+from hf_cyclprune.reporting.model_card import CardFacts
+from hf_cyclprune.reporting.record import RunRecord, load_record
+from hf_cyclprune.reporting.report import load_report
+from hf_cyclprune.reporting.runs import read_run
+
+logger = logging.get_logger(__name__)
+
+
+def read_facts(folder: str | Path, dense_run: str | Path | None = None) -> CardFacts:
+    """What the card may say of the model in a folder; its zeros are counted now.
+
+    Args:
+        folder: the output_dir of a run, or one of its checkpoints.
+        dense_run: the output_dir of a dense run of the same task, to compare with.
+
+    Raises:
+        ValueError: the folder holds no model that was pruned here, or a packed one; `dense_run`
+            is not one.
+    """
+    folder = Path(folder)
+    check_pushable(folder)
+    config = load_config(folder)
+    model = load_model(folder)
+    report = report_model(folder, model)
+    record = load_record(folder) or _reconstruct(folder)
+    saved = load_report(folder)
+    if saved is not None and saved.num_zeros != report.num_zeros:
+        logger.warning(
+            f"The weights in {folder} are not those that its sparsity_report.json was counted in: "
+            "the card has the new count, and no metrics."
+        )
+        record = replace(record, metrics={})
+    dense = read_dense_metrics(dense_run, record.metrics) if dense_run is not None else None
+    return CardFacts(
+        model_name=folder.resolve().name,
+        report=report,
+        config=config,
+        record=record,
+        model_class=type(model).__name__,
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        license=find_license(record.base_model),
+        dense_metrics=dense,
+    )
+
+
+def check_pushable(folder: Path) -> None:
+    """Raise a ValueError unless the folder holds a dense model and its pruning config."""
+    if "quantization_config" in read_config(folder):
+        raise ValueError(
+            f"DIR must be a dense model; got '{folder}', which is packed or quantized. Unpack it "
+            "first; a packed copy is added to the push."
+        )
+    dense_files(folder)
+    if not (folder / CONFIG_NAME).is_file():
+        raise ValueError(
+            f"DIR must be the output_dir of a run that pruned; got '{folder}' without a "
+            f"{CONFIG_NAME}. Push other models with `hf upload`."
+        )
+
+
+def _reconstruct(folder: Path) -> RunRecord:
+    """From the Trainer's state, for a run that kept no record."""
+    run = read_run(folder)
+    step = max((entry.get("step", 0) for entry in run.log_history), default=run.total_steps)
+    metrics = {name: value for name, value in run.metrics.items() if name.startswith("eval_")}
+    return RunRecord(
+        step=step,
+        weights_step=step,
+        total_steps=run.total_steps,
+        metrics=metrics,
+        log_history=list(run.log_history),
+    )

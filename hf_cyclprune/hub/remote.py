@@ -1,0 +1,91 @@
+"""A branch of a repository: what must go from it in a push, and what must stay."""
+
+import tempfile
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+from huggingface_hub import HfApi
+from transformers.utils import logging
+
+from hf_cyclprune.hub.page import CARD_NAME, PICTURES, SPARSE, is_generated, read_card
+from hf_cyclprune.hub.stage import link, staged
+from hf_cyclprune.reporting.record import RECORD_NAME
+
+logger = logging.get_logger(__name__)
+
+OLD = [
+    *(f"{SPARSE}/*", f"{PICTURES}/*"),
+    *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
+]
+"""What belongs to the weights that were there before, unless the new model has it too."""
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A branch of a repository, and the token to reach it with."""
+
+    repo_id: str
+    revision: str | None = None
+    """None is the main one."""
+    token: str | None = None
+    """None is that of `hf auth login` or HF_TOKEN."""
+
+    @property
+    def _api(self) -> HfApi:
+        return HfApi(token=self.token)
+
+    def create(self) -> None:
+        """Make the branch if it is not there; the main one and pull requests are."""
+        if self.revision is not None and not self.revision.startswith("refs/"):
+            self._api.create_branch(self.repo_id, branch=self.revision, exist_ok=True)
+
+    def upload(self, folder: Path, message: str) -> None:
+        """One commit: the files of a folder come, and what belongs to other weights goes."""
+        self._api.upload_folder(
+            repo_id=self.repo_id,
+            folder_path=folder,
+            commit_message=message,
+            revision=self.revision,
+            delete_patterns=OLD,
+        )
+
+    def replace_old(self, source: Path, folder: Path, message: str) -> None:
+        """Where a push by `Trainer` would leave files of other weights, replace the model first.
+
+        Args:
+            source: the folder with the new model.
+            folder: with its card and record.
+            message: of the commit.
+        """
+        there = self._api.list_repo_files(self.repo_id, revision=self.revision)
+        is_old = [name for name in there if any(fnmatch(name, pattern) for pattern in OLD)]
+        if all((source / name).is_file() for name in is_old):
+            return
+        with staged(source) as stage:
+            for path in [folder / CARD_NAME, folder / RECORD_NAME, *folder.glob(PICTURES + "/*")]:
+                link(path, stage / path.relative_to(folder))
+            for path in source.glob(SPARSE + "/*"):
+                link(path, stage / path.relative_to(source))
+            self.upload(stage, message)
+
+    def keep_card(self, folder: Path) -> None:
+        """Put a person's README.md from the Hub into `folder`, unless a person wrote that one too.
+
+        It is not written over.
+        """
+        here = folder / CARD_NAME
+        is_mine = here.is_file() and not is_generated(read_card(here))
+        if is_mine or not self._has_card():
+            return
+        with tempfile.TemporaryDirectory() as place:
+            options = {"revision": self.revision, "local_dir": place}
+            found = Path(self._api.hf_hub_download(self.repo_id, CARD_NAME, **options))
+            if is_generated(read_card(found)):
+                return
+            here.unlink(missing_ok=True)  # may be a link
+            here.write_bytes(found.read_bytes())
+        logger.warning(f"The {CARD_NAME} of {self.repo_id} on the Hub was taken over.")
+
+    def _has_card(self) -> bool:
+        return self._api.file_exists(self.repo_id, CARD_NAME, revision=self.revision)

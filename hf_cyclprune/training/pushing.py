@@ -1,0 +1,253 @@
+"""Pushing while and after training: every push carries the facts of the weights in it."""
+
+import dataclasses
+import inspect
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi
+from transformers import Trainer
+from transformers.trainer_utils import HubStrategy
+from transformers.utils import PushInProgress, logging
+
+from hf_cyclprune.config import save_config
+from hf_cyclprune.hub.dense import read_dense_metrics
+from hf_cyclprune.hub.errors import PushError, explain, explained
+from hf_cyclprune.hub.page import add_extras, copy_facts, find_license, remove_extras, write_card
+from hf_cyclprune.hub.remote import Branch
+from hf_cyclprune.hub.secret import Secret
+from hf_cyclprune.reporting.model_card import CardFacts
+from hf_cyclprune.training.saving import holds_weights, saved_whole
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class _Push:
+    """One that is being prepared."""
+
+    message: str
+    token: str | None = None
+    revision: str | None = None
+    checkpoint: Path | None = None
+    """The weights; None for those in output_dir, in a final push, which has pictures."""
+    is_packed: bool = False
+
+
+class PushingTrainer(Trainer):
+    """A Trainer whose repository on the Hub tells what its weights are.
+
+    Without facts (`card_facts`) it pushes what `Trainer` does.
+    """
+
+    _push: _Push | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        _hide_token(kwargs.get("args"))
+        self._said: dict[str, Any] = {}
+        """What the caller of create_model_card said."""
+        super().__init__(*args, **kwargs)
+
+    def card_facts(self) -> CardFacts | None:
+        """What the card may say of the model now; None for the card of `Trainer`."""
+        return None
+
+    @property
+    def _repo_name(self) -> str:
+        name = self.args.hub_model_id or Path(str(self.args.output_dir)).absolute().name
+        return str(getattr(self, "hub_model_id", None) or name)
+
+    def _branch(self, token: str | None = None, revision: str | None = None) -> Branch:
+        """Where a push goes to; None is what the arguments say."""
+        revision = revision if revision is not None else self.args.hub_revision
+        token = token if token is not None else self.args.hub_token
+        return Branch(self._repo_name, revision, token)
+
+    def init_hf_repo(self, token: str | None = None, *args: Any, **kwargs: Any) -> None:
+        with explained(self._repo_name):
+            super().init_hf_repo(token, *args, **kwargs)
+            if self.is_world_process_zero():
+                self._branch(token).create()
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        *,
+        packed: bool = True,
+        **kwargs: Any,
+    ) -> Any:
+        """As in `Trainer`, with pictures and a packed copy of the weights in `sparse/`.
+
+        Args:
+            commit_message, blocking, token, revision, private: as in `Trainer`; a revision that is
+                not there is made.
+            packed: whether to add `sparse/`.
+            **kwargs: for `create_model_card`.
+
+        Raises:
+            PushError: the Hub cannot be reached, refuses, or fails; nothing is lost.
+        """
+        self._finish_current_push()  # its files are about to be written again
+        push = _Push(commit_message or "Upload model", token, revision, is_packed=packed)
+        with explained(self._repo_name), self._preparing(push):
+            if self.is_world_process_zero():
+                self._create_place(token, revision, private)
+            result = super().push_to_hub(commit_message, blocking, token, revision, **kwargs)
+        if not blocking and result is not None:
+            self._watch(result)
+        return result
+
+    @contextmanager
+    def _preparing(self, push: _Push) -> Iterator[None]:
+        self._push = push
+        try:
+            yield
+        finally:
+            self._push = None
+
+    def _create_place(self, token: str | None, revision: str | None, private: bool | None) -> None:
+        """The repository and the branch, if they are not there."""
+        if getattr(self, "hub_model_id", None) is None:
+            private = private if private is not None else self.args.hub_private_repo
+            options: dict[str, Any] = {"private": private, "exist_ok": True}
+            options["token"] = token if token is not None else self.args.hub_token
+            HfApi().create_repo(self._repo_name, **options)
+            self.init_hf_repo(token)
+        if revision is not None:
+            self._branch(token, revision).create()
+
+    def _watch(self, future: Any) -> None:
+        """Wait for a push in the background before its files are written again; tell if it fails."""
+        running: Any = self.push_in_progress
+        jobs = [job for job in running.jobs if not job.done()] if running is not None else []
+        self.push_in_progress = PushInProgress([*jobs, future])
+        future.add_done_callback(lambda _: self._warn_of_failed_push())
+
+    def _save(
+        self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
+    ) -> None:
+        _hide_token(self.args)
+        folder = Path(str(output_dir if output_dir is not None else self.args.output_dir))
+        if not (self.args.should_save and holds_weights(folder)):
+            self._save_with_facts(folder, state_dict)
+            return
+        with saved_whole(folder) as new:
+            self._save_with_facts(new, state_dict)
+
+    def _save_with_facts(self, folder: Path, state_dict: dict[str, Any] | None) -> None:
+        super()._save(str(folder), state_dict)
+        facts = self.card_facts() if self.args.should_save else None
+        if facts is not None:
+            save_config(facts.config, folder)
+            facts.report.save(folder)
+            facts.record.save(folder)
+
+    def create_model_card(
+        self,
+        *args: Any,
+        metrics: dict[str, float] | None = None,
+        dense_run: str | Path | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Write README.md into output_dir: as in `Trainer`, or what is known of a pruned model.
+
+        A README.md that a person wrote stays.
+
+        Args:
+            *args: as in `Trainer`, as are `kwargs`.
+            metrics: of the model as it is now, in place of those that were logged.
+            dense_run: the output_dir of a dense run of the same task, to compare with.
+
+        Raises:
+            ValueError: `dense_run` is not one.
+        """
+        facts = self.card_facts()
+        if facts is None:
+            super().create_model_card(*args, **kwargs)
+            return
+        if not self.is_world_process_zero():
+            return
+        named = inspect.signature(Trainer.create_model_card).bind(self, *args, **kwargs).arguments
+        del named["self"]
+        self._said |= {name: value for name, value in named.items() if value is not None}
+        record = dataclasses.replace(facts.record, card=self._said)
+        if metrics is not None:
+            record = dataclasses.replace(record, metrics=metrics)
+        dense = facts.dense_metrics
+        if dense_run is not None:
+            dense = read_dense_metrics(dense_run, record.metrics)
+        facts = dataclasses.replace(
+            facts,
+            record=record,
+            dense_metrics=dense,
+            model_name=self._said.get("model_name", facts.model_name),
+            license=find_license(record.base_model),
+        )
+        folder = Path(str(self.args.output_dir))
+        record.save(folder)
+        if self._push is None:
+            write_card(folder, facts)
+        else:
+            self._write_page(folder, facts, self._push)
+
+    def _write_page(self, folder: Path, facts: CardFacts, push: _Push) -> None:
+        """The card for a push, and what belongs to it."""
+        if push.checkpoint is None:
+            add_extras(folder, push.is_packed)
+        else:
+            remove_extras(folder)
+        branch = self._branch(push.token, push.revision)
+        with explained(self._repo_name):
+            branch.keep_card(folder)
+            write_card(folder, facts)
+            branch.replace_old(push.checkpoint or folder, folder, push.message)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        is_pushed = self.is_world_process_zero() and self.args.hub_strategy != HubStrategy.END
+        if is_pushed and self.card_facts() is not None:
+            self._warn_of_failed_push()
+            if self.args.hub_always_push:
+                self._finish_current_push()  # or it would send files that are being written
+            running: Any = self.push_in_progress
+            if running is not None and not running.is_done():
+                return
+            copy_facts(checkpoint_folder, self.args.output_dir or "")
+            message = f"Training in progress, step {self.state.global_step}"
+            try:
+                with self._preparing(_Push(message, checkpoint=Path(checkpoint_folder))):
+                    self.create_model_card()
+            except PushError as error:
+                warnings.warn(f"A push failed while training goes on: {error}", stacklevel=2)
+                return
+        super()._push_from_checkpoint(checkpoint_folder)
+
+    def _finish_current_push(self) -> None:
+        super()._finish_current_push()
+        self._warn_of_failed_push()
+
+    def _warn_of_failed_push(self) -> None:
+        """The Trainer does not look at what became of a push in the background."""
+        push = getattr(self, "push_in_progress", None)
+        if push is None:
+            return
+        failed = [
+            job for job in push.jobs if job.done() and not job.cancelled() and job.exception()
+        ]
+        push.jobs = [job for job in push.jobs if job not in failed]
+        for job in failed:
+            reason = explain(self._repo_name, job.exception())
+            warnings.warn(f"A push in the background failed: {reason}", stacklevel=3)
+
+
+def _hide_token(args: Any) -> None:
+    """Keep the token out of training_args.bin."""
+    if getattr(args, "hub_token", None) is not None:
+        args.hub_token = Secret(args.hub_token)
