@@ -104,5 +104,6 @@ def test_the_wheel_holds_the_code_the_types_and_the_license(tmp_path):
     for path in MODULES:
         assert str(path.relative_to(ROOT)) in names
     assert "hf_cyclprune/py.typed" in names
+    assert any(name.endswith("template.md") for name in names)
     assert any(name.endswith("LICENSE") for name in names)
     assert not any(name.startswith(("tests/", "examples/")) for name in names)
