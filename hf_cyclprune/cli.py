@@ -13,6 +13,7 @@ from hf_cyclprune.checkpoints.weights import verify
 from hf_cyclprune.hub.errors import PushError
 from hf_cyclprune.hub.folder import check_pushable, read_facts
 from hf_cyclprune.hub.push import check_repo_id, push_folder
+from hf_cyclprune.hub.secret import redact
 from hf_cyclprune.reporting.folders import report_folder
 from hf_cyclprune.reporting.table import print_table
 
@@ -24,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     options, flags = parser.parse_known_args(argv)
     if flags and options.run is not _glue:
-        parser.error(f"unrecognized arguments: {' '.join(flags)}")
+        parser.error(f"unrecognized arguments: {' '.join(redact(flags))}")
     options.flags = flags
     try:
         options.run(options)

@@ -13,6 +13,7 @@ from transformers import HfArgumentParser
 
 from hf_cyclprune.glue.arguments import GlueArguments
 from hf_cyclprune.glue.tasks import get_task
+from hf_cyclprune.hub.secret import redact
 from hf_cyclprune.training.arguments import PruningArguments
 from hf_cyclprune.training.device import has_accelerator
 
@@ -119,7 +120,8 @@ def _unknown(flag: str, known: Iterable[str]) -> str:
     name = flag.lstrip("-").partition("=")[0].replace("-", "_")
     near = difflib.get_close_matches(name, list(known), n=1)
     hint = f"Did you mean --{near[0]}?" if near else "See hf-cyclprune glue --help."
-    return f"flags must be known; got '{flag}'. {hint}"
+    shown = flag.partition("=")[0] if "token" in (near or [name])[0] else redact([flag])[0]
+    return f"flags must be known; got '{shown}'. {hint}"
 
 
 def _complete(values: dict[str, Any]) -> dict[str, Any]:

@@ -40,14 +40,15 @@ def read_results(folder: str | Path) -> dict[str, float]:
         values = json.loads(path.read_text(encoding="utf-8")) if path is not None else None
     except ValueError:
         values = None
-    if not isinstance(values, dict):
+    sparsity = values.get("sparsity", 0.0) if isinstance(values, dict) else None
+    if not isinstance(values, dict) or not isinstance(sparsity, int | float):
         raise ValueError(
             f"dense_run must be the folder of a dense run; got '{folder}' without a readable "
             f"{_RESULTS[0]}. Pass the output_dir of hf-cyclprune glue."
         )
-    if values.get("sparsity", 0.0) > _MOST_ZEROS:
+    if sparsity > _MOST_ZEROS:
         raise ValueError(
             f"dense_run must be the folder of a dense run; got '{folder}' with a sparsity of "
-            f"{values['sparsity']:.2%}. Pass a run without pruning."
+            f"{sparsity:.2%}. Pass a run without pruning."
         )
     return values

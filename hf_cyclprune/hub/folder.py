@@ -3,6 +3,8 @@
 from dataclasses import replace
 from pathlib import Path
 
+from safetensors import SafetensorError
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from hf_cyclprune.checkpoints.facts import dense_files, read_config
@@ -11,9 +13,9 @@ from hf_cyclprune.hub.dense import read_dense_metrics
 from hf_cyclprune.hub.page import find_license
 from hf_cyclprune.reporting.folders import load_model, report_model
 from hf_cyclprune.reporting.model_card import CardFacts
-from hf_cyclprune.reporting.record import RunRecord, load_record
+from hf_cyclprune.reporting.record import RECORD_NAME, RunRecord, load_record
 from hf_cyclprune.reporting.report import load_report
-from hf_cyclprune.reporting.runs import read_run
+from hf_cyclprune.reporting.runs import STATE_NAME, read_run
 
 logger = logging.get_logger(__name__)
 
@@ -32,7 +34,7 @@ def read_facts(folder: str | Path, dense_run: str | Path | None = None) -> CardF
     folder = Path(folder)
     check_pushable(folder)
     config = load_config(folder)
-    model = load_model(folder)
+    model = _load(folder)
     report = report_model(folder, model)
     record = load_record(folder) or _reconstruct(folder)
     saved = load_report(folder)
@@ -55,6 +57,16 @@ def read_facts(folder: str | Path, dense_run: str | Path | None = None) -> CardF
     )
 
 
+def _load(folder: Path) -> PreTrainedModel:
+    try:
+        return load_model(folder)
+    except (SafetensorError, RuntimeError) as error:  # torn, or not those of config.json
+        raise ValueError(
+            f"DIR must hold the weights of the model in its config.json; got '{folder}': {error}. "
+            "Save the model again."
+        ) from error
+
+
 def check_pushable(folder: Path) -> None:
     """Raise a ValueError unless the folder holds a dense model and its pruning config."""
     if "quantization_config" in read_config(folder):
@@ -72,7 +84,13 @@ def check_pushable(folder: Path) -> None:
 
 def _reconstruct(folder: Path) -> RunRecord:
     """From the Trainer's state, for a run that kept no record."""
-    run = read_run(folder)
+    try:
+        run = read_run(folder)
+    except ValueError as error:
+        raise ValueError(
+            f"DIR must be the output_dir of a run, or one of its checkpoints; got '{folder}' "
+            f"without a readable {RECORD_NAME} or {STATE_NAME}. Push other models with `hf upload`."
+        ) from error
     step = max((entry.get("step", 0) for entry in run.log_history), default=run.total_steps)
     metrics = {name: value for name, value in run.metrics.items() if name.startswith("eval_")}
     return RunRecord(

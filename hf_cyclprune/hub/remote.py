@@ -55,18 +55,17 @@ class Branch:
 
         Args:
             source: the folder with the new model.
-            folder: with its card and record.
+            folder: with its card and record, its pictures and packed copy if there are any.
             message: of the commit.
         """
         there = self._api.list_repo_files(self.repo_id, revision=self.revision)
-        is_old = [name for name in there if any(fnmatch(name, pattern) for pattern in OLD)]
-        if all((source / name).is_file() for name in is_old):
+        found = [name for name in there if any(fnmatch(name, pattern) for pattern in OLD)]
+        if all(((folder if "/" in name else source) / name).is_file() for name in found):
             return
         with staged(source) as stage:
-            for path in [folder / CARD_NAME, folder / RECORD_NAME, *folder.glob(PICTURES + "/*")]:
+            extras = [*folder.glob(f"{SPARSE}/*"), *folder.glob(f"{PICTURES}/*")]
+            for path in [folder / CARD_NAME, folder / RECORD_NAME, *extras]:
                 link(path, stage / path.relative_to(folder))
-            for path in source.glob(SPARSE + "/*"):
-                link(path, stage / path.relative_to(source))
             self.upload(stage, message)
 
     def keep_card(self, folder: Path) -> None:
@@ -79,8 +78,11 @@ class Branch:
         if is_mine or not self._has_card():
             return
         with tempfile.TemporaryDirectory() as place:
-            options = {"revision": self.revision, "local_dir": place}
-            found = Path(self._api.hf_hub_download(self.repo_id, CARD_NAME, **options))
+            found = Path(
+                self._api.hf_hub_download(
+                    self.repo_id, CARD_NAME, revision=self.revision, local_dir=place
+                )
+            )
             if is_generated(read_card(found)):
                 return
             here.unlink(missing_ok=True)  # may be a link

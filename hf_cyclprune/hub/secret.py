@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 _SECRET = re.compile(r"\b(?:hf|api_org)_(?:oauth_|jwt_)?[A-Za-z0-9]{10,}[\w.-]*")
-_FLAG = re.compile(r"-+\w*(token|password|secret|api[_-]?key)", re.IGNORECASE)
+_FLAG = re.compile(r"-+[\w-]*(token|password|secret|api[_-]?key)", re.IGNORECASE)
 
 
 class Secret(str):

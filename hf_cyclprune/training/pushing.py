@@ -12,7 +12,8 @@ from typing import Any
 from huggingface_hub import HfApi
 from transformers import Trainer
 from transformers.trainer_utils import HubStrategy
-from transformers.utils import PushInProgress, logging
+from transformers.utils import logging
+from transformers.utils.hub import PushInProgress
 
 from hf_cyclprune.config import save_config
 from hf_cyclprune.hub.dense import read_dense_metrics
@@ -125,10 +126,10 @@ class PushingTrainer(Trainer):
             self._branch(token, revision).create()
 
     def _watch(self, future: Any) -> None:
-        """Wait for a push in the background before its files are written again; tell if it fails."""
-        running: Any = self.push_in_progress
-        jobs = [job for job in running.jobs if not job.done()] if running is not None else []
-        self.push_in_progress = PushInProgress([*jobs, future])
+        """Let the next push wait for one in the background; tell if it fails."""
+        jobs: Any = [future]  # the others are done, push_to_hub has waited for them
+        running: Any = PushInProgress(jobs)
+        self.push_in_progress = running
         future.add_done_callback(lambda _: self._warn_of_failed_push())
 
     def _save(
@@ -141,6 +142,7 @@ class PushingTrainer(Trainer):
             return
         with saved_whole(folder) as new:
             self._save_with_facts(new, state_dict)
+        remove_extras(folder)  # of the weights before
 
     def _save_with_facts(self, folder: Path, state_dict: dict[str, Any] | None) -> None:
         super()._save(str(folder), state_dict)

@@ -1,0 +1,58 @@
+"""Whether a commit on the Hub of the tests tells the truth about the weights in it."""
+
+import json
+from pathlib import Path
+
+import safetensors.torch
+import torch
+
+from hf_cyclprune.checkpoints.weights import PackedWeights
+
+ROOT_FILES = {
+    *("README.md", "config.json", "model.safetensors", "pruning_config.json"),
+    *("pruning_run.json", "sparsity_report.json"),
+}
+IN_PROGRESS = "Training in progress"
+
+
+def contents(commit):
+    """Path -> bytes."""
+    return {path: blob.content for path, blob in commit.files.items()}
+
+
+def check_page(files, tmp_path, is_final=True, has_packed=True):
+    """Recount the zeros; compare report, card and packed copy; return the sparsity."""
+    assert files.keys() >= ROOT_FILES
+    extras = {path.split("/")[0] for path in files if path.startswith(("sparse/", "pictures/"))}
+    has_packed = has_packed and is_final
+    assert extras == {"pictures" if is_final else None, "sparse" if has_packed else None} - {None}
+    weights = safetensors.torch.load(files["model.safetensors"])
+    report = json.loads(files["sparsity_report.json"])
+    targets = [weights[target["name"]] for target in report["weights"]]
+    assert len(targets) == 12
+    zeros, total = sum(int((w == 0).sum()) for w in targets), sum(w.numel() for w in targets)
+    assert zeros == sum(target["num_zeros"] for target in report["weights"])
+    card = files["README.md"].decode()
+    assert f"Of the {total:,} target weights {zeros:,} are zero ({zeros / total:.2%})" in card
+    record = json.loads(files["pruning_run.json"])
+    is_done = record["step"] >= record["total_steps"]
+    assert (IN_PROGRESS in card) != is_done
+    assert f"after optimizer step {record['weights_step']} of {record['total_steps']}" in card
+    assert ('subfolder="sparse"' in card) == has_packed
+    assert ("pictures/" in card) == is_final
+    if has_packed:
+        check_packed(files, weights, tmp_path / "sparse")
+    return zeros / total
+
+
+def check_packed(files, weights, folder):
+    """The copy in sparse/ is that of the root, bit by bit."""
+    folder.mkdir(exist_ok=True)
+    for path in folder.iterdir():
+        path.unlink()
+    for path, content in files.items():
+        if path.startswith("sparse/"):
+            (folder / Path(path).name).write_bytes(content)
+    packed = PackedWeights(folder)
+    assert set(packed.names) == set(weights)
+    assert all(torch.equal(packed.read(name), weights[name]) for name in weights)
