@@ -166,7 +166,7 @@ def _push(options: argparse.Namespace) -> None:
 
 
 def _plot(options: argparse.Namespace) -> None:
-    from hf_cyclprune.reporting.plots import plot_runs  # needs the packages of the extra
+    from hf_cyclprune.pictures.plots import plot_runs  # needs the packages of the extra
 
     for path in plot_runs(options.runs, options.output_dir):
         print(path)

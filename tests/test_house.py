@@ -23,6 +23,8 @@ ROOMS = [
     "methods",
     "checkpoints",
     "reporting",
+    "pictures",
+    "card",
     "one_shot",
     "hub",
     "training",

@@ -7,15 +7,15 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from hf_cyclprune.card.facts import CardFacts
 from hf_cyclprune.checkpoints.facts import dense_files, read_config
 from hf_cyclprune.config import CONFIG_NAME, load_config
 from hf_cyclprune.hub.dense import read_dense_metrics
 from hf_cyclprune.hub.page import find_license
+from hf_cyclprune.pictures.runs import STATE_NAME, read_run
 from hf_cyclprune.reporting.folders import load_model, report_model
-from hf_cyclprune.reporting.model_card import CardFacts
 from hf_cyclprune.reporting.record import RECORD_NAME, RunRecord, load_record
 from hf_cyclprune.reporting.report import load_report
-from hf_cyclprune.reporting.runs import STATE_NAME, read_run
 
 logger = logging.get_logger(__name__)
 

@@ -15,13 +15,13 @@ from transformers.trainer_utils import HubStrategy
 from transformers.utils import logging
 from transformers.utils.hub import PushInProgress
 
+from hf_cyclprune.card.facts import CardFacts
 from hf_cyclprune.config import save_config
 from hf_cyclprune.hub.dense import read_dense_metrics
 from hf_cyclprune.hub.errors import PushError, explain, explained
 from hf_cyclprune.hub.page import add_extras, copy_facts, find_license, remove_extras, write_card
 from hf_cyclprune.hub.remote import Branch
 from hf_cyclprune.hub.secret import Secret
-from hf_cyclprune.reporting.model_card import CardFacts
 from hf_cyclprune.training.saving import holds_weights, saved_whole
 
 logger = logging.get_logger(__name__)

@@ -11,9 +11,9 @@ from torch import nn
 from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from hf_cyclprune.card.facts import CardFacts
 from hf_cyclprune.config import PruningConfig
 from hf_cyclprune.pruning.pruner import Pruner
-from hf_cyclprune.reporting.model_card import CardFacts
 from hf_cyclprune.reporting.report import SparsityReport
 from hf_cyclprune.training.arguments import PruningArguments
 from hf_cyclprune.training.callback import PruningCallback

@@ -116,7 +116,7 @@ def test_metadata_alone_is_no_text_of_a_person(text, folder):
 
 def test_no_picture_without_matplotlib(folder, monkeypatch):
     for name in list(sys.modules):
-        if name.startswith(("matplotlib", "hf_cyclprune.reporting.plots")):
+        if name.startswith(("matplotlib", "hf_cyclprune.pictures.plots")):
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     add_extras(folder)

@@ -14,9 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
+from hf_cyclprune.card.card import is_own_card, make_card
+from hf_cyclprune.card.facts import CardFacts
 from hf_cyclprune.config import PruningConfig, load_config, save_config
 from hf_cyclprune.reporting.cycles import CycleReport
-from hf_cyclprune.reporting.model_card import CardFacts, is_own_card, make_card
 from hf_cyclprune.reporting.record import RunRecord, load_record
 from hf_cyclprune.reporting.report import SparsityReport, WeightReport, load_report
 from tests.hub.cards import find_errors

@@ -15,11 +15,11 @@ except ModuleNotFoundError as error:
         '`pip install "hf_cyclprune[plots]"`.'
     ) from error
 
-from hf_cyclprune.reporting.comparison import draw_comparison
-from hf_cyclprune.reporting.curves import draw_schedule
-from hf_cyclprune.reporting.ink import DPI, write_picture
-from hf_cyclprune.reporting.runs import Run, distinct_names, read_run
-from hf_cyclprune.reporting.shares import draw_density, draw_recovery
+from hf_cyclprune.pictures.comparison import draw_comparison
+from hf_cyclprune.pictures.curves import draw_schedule
+from hf_cyclprune.pictures.ink import DPI, write_picture
+from hf_cyclprune.pictures.runs import Run, distinct_names, read_run
+from hf_cyclprune.pictures.shares import draw_density, draw_recovery
 
 __all__ = [
     "Run",

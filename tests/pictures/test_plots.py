@@ -14,9 +14,8 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
 from hf_cyclprune.config import PruningConfig, save_config
-from hf_cyclprune.reporting import ink
-from hf_cyclprune.reporting.cycles import CycleReport
-from hf_cyclprune.reporting.plots import (
+from hf_cyclprune.pictures import ink
+from hf_cyclprune.pictures.plots import (
     draw_comparison,
     draw_density,
     draw_recovery,
@@ -25,9 +24,10 @@ from hf_cyclprune.reporting.plots import (
     read_run,
     save_pictures,
 )
+from hf_cyclprune.pictures.runs import Run, choose_metric, distinct_names
+from hf_cyclprune.reporting.cycles import CycleReport
 from hf_cyclprune.reporting.record import RunRecord
 from hf_cyclprune.reporting.report import SparsityReport, WeightReport
-from hf_cyclprune.reporting.runs import Run, choose_metric, distinct_names
 from hf_cyclprune.training.trainer import PruningTrainer
 
 PAGES = ("#ffffff", "#0d1117")
@@ -686,13 +686,13 @@ def test_a_picture_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 
 
 def test_without_matplotlib_the_error_says_how_to_get_it(monkeypatch):
-    for name in [n for n in sys.modules if n.startswith("hf_cyclprune.reporting.plots")]:
+    for name in [n for n in sys.modules if n.startswith("hf_cyclprune.pictures.plots")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(
         ValueError, match=r"got no 'matplotlib'\. Run `pip install \"hf_cyclprune\[pl"
     ):
-        import hf_cyclprune.reporting.plots  # noqa: F401
+        import hf_cyclprune.pictures.plots  # noqa: F401
 
 
 def test_the_style_and_pyplot_are_left_alone(tmp_path, monkeypatch):

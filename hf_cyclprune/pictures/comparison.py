@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from hf_cyclprune.reporting.curves import (
+from hf_cyclprune.pictures.curves import (
     choose_curve,
     counted,
     label_sparsity,
@@ -21,8 +21,8 @@ from hf_cyclprune.reporting.curves import (
     number_text,
     planned,
 )
-from hf_cyclprune.reporting.ink import DASHES, SMALL, Look, drawing, looks, new_figure
-from hf_cyclprune.reporting.runs import Run, choose_metric
+from hf_cyclprune.pictures.ink import DASHES, SMALL, Look, drawing, looks, new_figure
+from hf_cyclprune.pictures.runs import Run, choose_metric
 
 _LONGEST = 36  # characters of a name
 _COLUMNS = (46, 60)  # points right of the axes: where sparsity ends and the metric begins

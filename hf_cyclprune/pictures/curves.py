@@ -7,9 +7,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from hf_cyclprune.pictures.ink import BLUE, GREEN, INK, SMALL, VERMILLION, drawing, new_figure
+from hf_cyclprune.pictures.runs import Run, choose_metric
 from hf_cyclprune.pruning.schedules import Schedule
-from hf_cyclprune.reporting.ink import BLUE, GREEN, INK, SMALL, VERMILLION, drawing, new_figure
-from hf_cyclprune.reporting.runs import Run, choose_metric
 
 _MOST_STEPS = 2000  # of a planned line: more than the picture has pixels
 _MOST_NAMES = 8  # of cycles, until their numbers must do

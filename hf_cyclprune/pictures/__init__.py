@@ -1,0 +1,1 @@
+"""Pictures of runs, for a card, a README or a terminal's user."""
