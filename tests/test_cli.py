@@ -46,6 +46,35 @@ def test_a_folder_without_a_model_is_one_clear_line(tmp_path):
     assert line.startswith("hf-cyclprune: error: DIR must be a folder with a saved model; got")
 
 
+def test_torn_weights_are_one_clear_line(saved, capsys):
+    weights = saved / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert main(["report", str(saved)]) == 1
+    assert "DIR must hold the weights of the model in its config.json" in capsys.readouterr().err
+
+
+def test_plot_draws_one_run_or_compares_several(saved, train, tmp_path, capsys):
+    out = tmp_path / "pictures"
+    capsys.readouterr()
+    assert main(["plot", str(saved), "--output_dir", str(out)]) == 0
+    names = ["schedule.png", "density.png", "recovery.png"]
+    assert capsys.readouterr().out.split() == [str(out / name) for name in names]
+    other = train(PruningTrainer, pruning_config=PruningConfig(pattern="2:4", num_cycles=1))
+    other.save_model(tmp_path / "other")
+    capsys.readouterr()
+    assert main(["plot", str(saved), str(tmp_path / "other"), "--output_dir", str(out)]) == 0
+    assert capsys.readouterr().out.split() == [str(out / "comparison.png")]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in out.iterdir())
+    assert len(list(out.iterdir())) == 4
+
+
+def test_plot_without_matplotlib_names_the_extra(saved, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.delitem(sys.modules, "hf_cyclprune.pictures.plots", raising=False)
+    assert main(["plot", str(saved)]) == 1
+    assert 'pip install "hf_cyclprune[plots]"' in capsys.readouterr().err
+
+
 def test_glue_without_its_packages_names_the_extra(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "evaluate", None)
     for name in ("hf_cyclprune.glue.run", "hf_cyclprune.glue.metrics"):

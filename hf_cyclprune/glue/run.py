@@ -213,7 +213,14 @@ class _Run:
         }
         if trainer.sparsity_report() is not None:
             evaluated = {k: v for k, v in metrics.items() if k.startswith("eval_")}
-            about |= {"metrics": evaluated or None, "dense_run": dense_run}
+            place = {"config": self.task.name}
+            if len(self.task.validation_splits) == 1:
+                place["split"] = self.task.validation_splits[0]
+            about |= {
+                "metrics": evaluated or None,
+                "dense_run": dense_run,
+                "dataset_metadata": place,
+            }
         if trainer.args.push_to_hub:
             trainer.push_to_hub(**about)
         elif trainer.args.do_train:

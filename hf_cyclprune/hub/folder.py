@@ -3,8 +3,6 @@
 from dataclasses import replace
 from pathlib import Path
 
-from safetensors import SafetensorError
-from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from hf_cyclprune.card.facts import CardFacts
@@ -34,7 +32,7 @@ def read_facts(folder: str | Path, dense_run: str | Path | None = None) -> CardF
     folder = Path(folder)
     check_pushable(folder)
     config = load_config(folder)
-    model = _load(folder)
+    model = load_model(folder)
     report = report_model(folder, model)
     record = load_record(folder) or _reconstruct(folder)
     saved = load_report(folder)
@@ -55,16 +53,6 @@ def read_facts(folder: str | Path, dense_run: str | Path | None = None) -> CardF
         license=find_license(record.base_model),
         dense_metrics=dense,
     )
-
-
-def _load(folder: Path) -> PreTrainedModel:
-    try:
-        return load_model(folder)
-    except (SafetensorError, RuntimeError) as error:  # torn, or not those of config.json
-        raise ValueError(
-            f"DIR must hold the weights of the model in its config.json; got '{folder}': {error}. "
-            "Save the model again."
-        ) from error
 
 
 def check_pushable(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedModel
 
 from hf_cyclprune.checkpoints.weights import model_class
@@ -37,7 +38,7 @@ def load_model(folder: str | Path) -> PreTrainedModel:
     """The model of the class that was saved in a folder; never code from the folder.
 
     Raises:
-        ValueError: the folder holds no model.
+        ValueError: the folder holds no model, or a damaged one.
     """
     if not (Path(folder) / "config.json").is_file():
         raise ValueError(
@@ -45,5 +46,11 @@ def load_model(folder: str | Path) -> PreTrainedModel:
             "Pass the output_dir of a run, or one of its checkpoints."
         )
     cls = model_class(AutoConfig.from_pretrained(folder))
-    model: PreTrainedModel = cls.from_pretrained(folder, local_files_only=True)
+    try:
+        model: PreTrainedModel = cls.from_pretrained(folder, local_files_only=True)
+    except (SafetensorError, RuntimeError) as error:  # torn, or not those of config.json
+        raise ValueError(
+            f"DIR must hold the weights of the model in its config.json; got '{folder}': {error}. "
+            "Save the model again."
+        ) from error
     return model

@@ -157,6 +157,7 @@ class PushingTrainer(Trainer):
         *args: Any,
         metrics: dict[str, float] | None = None,
         dense_run: str | Path | None = None,
+        dataset_metadata: dict[str, str] | None = None,
         **kwargs: Any,
     ) -> None:
         """Write README.md into output_dir: as in `Trainer`, or what is known of a pruned model.
@@ -167,6 +168,7 @@ class PushingTrainer(Trainer):
             *args: as in `Trainer`, as are `kwargs`.
             metrics: of the model as it is now, in place of those that were logged.
             dense_run: the output_dir of a dense run of the same task, to compare with.
+            dataset_metadata: "config" and "split" of the dataset that the metrics are of.
 
         Raises:
             ValueError: `dense_run` is not one.
@@ -179,6 +181,7 @@ class PushingTrainer(Trainer):
             return
         named = inspect.signature(Trainer.create_model_card).bind(self, *args, **kwargs).arguments
         del named["self"]
+        named["dataset_metadata"] = dataset_metadata
         self._said |= {name: value for name, value in named.items() if value is not None}
         record = dataclasses.replace(facts.record, card=self._said)
         if metrics is not None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
@@ -55,6 +56,33 @@ def test_every_task_runs_from_disk(name, flags, tmp_path):
     assert json.loads((folder / "pruning_config.json").read_text())["sparsity"] == 0.8
     report = json.loads((folder / "sparsity_report.json").read_text())
     assert [cycle["cycle"] for cycle in report["cycles"]] == [1, 2]
+
+
+def test_a_run_writes_a_card_with_its_metrics_beside_those_of_a_dense_run(flags, tmp_path):
+    dense, pruned = tmp_path / "dense", tmp_path / "pruned"
+    assert main(["glue", *flags("sst2", "--output_dir", dense)]) == 0
+    more = ("--output_dir", pruned, "--pattern", "2:4", "--num_cycles", 2, "--dense_run", dense)
+    assert main(["glue", *flags("sst2", *more)]) == 0
+    card = (pruned / "README.md").read_text()
+    (result,) = ModelCard(card).data.eval_results[:1]
+    measured = results(pruned)["eval_accuracy"]
+    assert (result.dataset_type, result.dataset_config) == ("nyu-mll/glue", "sst2")
+    assert (result.dataset_split, result.metric_value) == ("validation", measured)
+    wanted = f"| accuracy | {results(dense)['eval_accuracy']:.4f} | {measured:.4f} |"
+    assert wanted in card
+    assert "2:4" in ModelCard(card).data.tags
+    assert "2:4" not in (dense / "README.md").read_text()
+
+
+@pytest.mark.parametrize("kind", ["missing", "pruned"])
+def test_a_dense_run_that_is_none_is_refused_before_training(kind, flags, tmp_path, capsys):
+    other = tmp_path / "other"
+    if kind == "pruned":
+        other.mkdir()
+        (other / "all_results.json").write_text('{"sparsity": 0.8, "eval_accuracy": 0.5}')
+    assert main(["glue", *flags("sst2", "--sparsity", 0.8, "--dense_run", other)]) == 1
+    assert "dense_run must be the folder of a dense run" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 HUB = """
