@@ -86,7 +86,9 @@ def _versions() -> dict[str, str]:
 def _command(token: str | None) -> str | None:
     """The command line without tokens; None in a notebook, in pytest or at a prompt."""
     program = Path(sys.argv[0] if sys.argv else "")
-    arguments = shlex.join(redact(sys.argv[1:], token))
+    home = os.path.join(os.path.expanduser("~"), "")  # names who it is; a card is public
+    shown = [argument.replace(home, "~/") for argument in redact(sys.argv[1:], token)]
+    arguments = shlex.join(shown)
     if program.name == "hf-cyclprune":
         return f"hf-cyclprune {arguments}"
     is_own = program.parts[-2:] == ("hf_cyclprune", "cli.py")
