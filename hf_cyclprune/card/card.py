@@ -24,6 +24,7 @@ from hf_cyclprune.card.facts import (
     find_method,
     find_patterns,
     find_title,
+    is_of_first_cycle,
 )
 from hf_cyclprune.card.metadata import make_metadata, to_yaml
 from hf_cyclprune.card.tables import make_tables
@@ -104,6 +105,7 @@ def _names(facts: CardFacts) -> dict[str, Any]:
         "split": dataset_part(facts, "split"),
         "accuracy_error": _accuracy_error(record.metrics),
         "num_examples": _num_examples(record.metrics),
+        "is_of_first_cycle": is_of_first_cycle(facts),
         "has_recovery": any(c.mask_change is not None for c in facts.report.cycles),
         "is_recovery_zero": _is_recovery_zero(facts),
         "command": record.command if one_line(record.command or "") else None,
@@ -149,6 +151,9 @@ def _config_code(config: PruningConfig) -> str:
 
 
 def _num_examples(metrics: Mapping[str, Any]) -> int | None:
+    """None where there are two sets, as for MNLI: the metrics of each are of its own number."""
+    if any(name.startswith("eval_") and name.endswith("_mm") for name in metrics):
+        return None
     value: Any = metrics.get("eval_samples")
     return int(value) if is_number(value) and value > 0 else None
 

@@ -43,8 +43,6 @@ class CardFacts:
     """Of the packed weights on disk."""
     packed_folder: str | None = None
     """Where in the repository a packed copy is, if there is one."""
-    dense_metrics: Mapping[str, float] | None = None
-    """Measured on a dense run of the same task: `eval_accuracy`, .."""
     pictures: Mapping[str, str] = field(default_factory=dict)
     """ "schedule", "density", "recovery" -> path in the repository."""
     license: str | None = None
@@ -52,16 +50,29 @@ class CardFacts:
 
 
 def find_method(facts: CardFacts) -> str:
-    """What the schedule does, whatever its options are called: cyclical if sparsity ever falls."""
-    config = facts.config
+    """What was done to the weights, whatever the options are called.
+
+    Cyclical if sparsity fell before they stood; those of a first cycle have only seen a climb.
+    """
+    config, record = facts.config, facts.record
     if config.method == "hold":
         return "hold"
-    schedule = config.build_schedule(max(facts.record.total_steps, config.num_cycles))
-    s = schedule.sparsity_at
-    if any(s(edge + 1) < s(edge) for edge in schedule.edges[1:-1]):
+    total_steps = record.total_steps or 100 * config.num_cycles  # if no run is known
+    schedule = config.build_schedule(max(total_steps, config.num_cycles))
+    s, last = schedule.sparsity_at, record.weights_step or schedule.total_steps
+    if any(s(edge + 1) < s(edge) for edge in schedule.edges[1:-1] if edge < last):
         return "rising" if schedule.is_rising else "cyclical"
     is_at_once = config.ramp_ratio == 0 or config.ramp in ("constant", "step")
     return "one-shot" if is_at_once else "gradual"
+
+
+def is_of_first_cycle(facts: CardFacts) -> bool:
+    """Whether more cycles were planned than these weights have seen the beginning of: one."""
+    config, record = facts.config, facts.record
+    if config.method == "hold" or not record.weights_step:
+        return False
+    schedule = config.build_schedule(max(record.total_steps, config.num_cycles))
+    return schedule.num_cycles > 1 and record.weights_step <= schedule.edges[1]
 
 
 def find_patterns(facts: CardFacts) -> list[str]:

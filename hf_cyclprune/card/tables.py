@@ -22,7 +22,7 @@ def make_tables(facts: CardFacts) -> dict[str, Any]:
 
 
 def _metric_rows(facts: CardFacts) -> Rows:
-    dense = measured(facts.dense_metrics or {})
+    dense = measured(facts.record.dense_metrics)
     return [
         {"metric": name, "dense": number(dense.get(name)), "pruned": number(value)}
         for name, value in measured(facts.record.metrics).items()

@@ -1,5 +1,6 @@
 """The weights in a folder, dense or packed, one at a time."""
 
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,18 @@ def verify(a: str | Path, b: str | Path) -> str | None:
         if place is not None:
             return f"'{name}' differs{place}"
     return None
+
+
+def fingerprint(folder: str | Path) -> int:
+    """crc32 of a dense model's names and tensors, however they are spread over files.
+
+    Raises:
+        ValueError: the folder holds no dense model, or a damaged one.
+    """
+    weights, checksum = DenseWeights(Path(folder)), 0
+    for name in sorted(weights.names):
+        checksum = zlib.crc32(to_bytes(weights.read(name)), zlib.crc32(name.encode(), checksum))
+    return checksum
 
 
 def _describe(tensor: Tensor) -> str:

@@ -7,13 +7,14 @@ from transformers.utils import logging
 
 from hf_cyclprune.card.facts import CardFacts
 from hf_cyclprune.checkpoints.facts import dense_files, read_config
+from hf_cyclprune.checkpoints.weights import fingerprint
 from hf_cyclprune.config import CONFIG_NAME, load_config
 from hf_cyclprune.hub.dense import read_dense_metrics
 from hf_cyclprune.hub.page import find_license
 from hf_cyclprune.pictures.runs import STATE_NAME, read_run
 from hf_cyclprune.reporting.folders import load_model, report_model
 from hf_cyclprune.reporting.record import RECORD_NAME, RunRecord, load_record
-from hf_cyclprune.reporting.report import load_report
+from hf_cyclprune.reporting.report import REPORT_NAME, SparsityReport, load_report
 
 logger = logging.get_logger(__name__)
 
@@ -35,14 +36,17 @@ def read_facts(folder: str | Path, dense_run: str | Path | None = None) -> CardF
     model = load_model(folder)
     report = report_model(folder, model)
     record = load_record(folder) or _reconstruct(folder)
-    saved = load_report(folder)
-    if saved is not None and saved.num_zeros != report.num_zeros:
+    if not _is_of_the_weights(folder, record, report):
         logger.warning(
-            f"The weights in {folder} are not those that its sparsity_report.json was counted in: "
-            "the card has the new count, and no metrics."
+            f"The weights in {folder} are not those that its {RECORD_NAME} or {REPORT_NAME} is "
+            "about: the card has the new count of their zeros, and nothing of the run."
         )
-        record = replace(record, metrics={})
-    dense = read_dense_metrics(dense_run, record.metrics) if dense_run is not None else None
+        record = RunRecord(0, 0, 0, base_model=record.base_model, card=record.card)
+        report = replace(report, cycles=())
+    record = replace(record, fingerprint=fingerprint(folder))
+    if dense_run is not None:
+        dense = read_dense_metrics(dense_run, record.metrics)
+        record = replace(record, dense_metrics=dense)
     return CardFacts(
         model_name=folder.resolve().name,
         report=report,
@@ -51,8 +55,14 @@ def read_facts(folder: str | Path, dense_run: str | Path | None = None) -> CardF
         model_class=type(model).__name__,
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
         license=find_license(record.base_model),
-        dense_metrics=dense,
     )
+
+
+def _is_of_the_weights(folder: Path, record: RunRecord, report: SparsityReport) -> bool:
+    saved = load_report(folder)
+    is_counted = saved is None or saved.num_zeros == report.num_zeros
+    is_known = record.fingerprint is not None
+    return is_counted and (not is_known or record.fingerprint == fingerprint(folder))
 
 
 def check_pushable(folder: Path) -> None:

@@ -6,6 +6,7 @@ import re
 import shutil
 import tempfile
 from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
 
 from huggingface_hub import HfApi
@@ -29,16 +30,27 @@ SPARSE = "sparse"
 PICTURES = "pictures"
 HIDDEN = "_"
 """What begins so is not uploaded."""
-_PICTURES = ("density", "recovery", "schedule")
-_NOT_THE_MODEL = (CARD_NAME, RECORD_NAME, REPORT_NAME, "trainer_state.json", "glue_config.json")
+PICTURE_NAMES = ("density", "recovery", "schedule")
+_OF_THE_MODEL = (
+    *("config.json", "generation_config.json", "*processor_config.json", CONFIG_NAME),
+    *("model.sparse*", "adapter_*", "tokenizer*", "vocab*", "merges.txt", "*.model"),
+    *("special_tokens_map.json", "added_tokens.json", "chat_template*"),
+)
+"""What from_pretrained of a model or a tokenizer reads."""
 
 
-def write_card(folder: str | Path, facts: CardFacts) -> bool:
+def write_card(folder: str | Path, facts: CardFacts, weights: str | Path | None = None) -> bool:
     """Write README.md for what lies in `folder` now; False if a person wrote the one there.
 
     Sizes, the packed copy and the pictures are looked up; the other facts are the caller's.
+
+    Args:
+        folder: with the pictures and the packed copy, if there are any.
+        facts: what else the card may say.
+        weights: the folder with weights and tokenizer, if it is another one.
     """
     folder = Path(folder)
+    model = Path(weights) if weights is not None else folder
     path = folder / CARD_NAME
     if path.is_file() and not is_generated(read_card(path)):
         logger.warning(
@@ -50,8 +62,8 @@ def write_card(folder: str | Path, facts: CardFacts) -> bool:
     has_packed = _is_packed(folder / SPARSE)
     facts = replace(
         facts,
-        has_tokenizer=(folder / "tokenizer_config.json").is_file(),
-        dense_bytes=_size(_weights(folder)) or None,
+        has_tokenizer=(model / "tokenizer_config.json").is_file(),
+        dense_bytes=_size(_weights(model)) or None,
         packed_bytes=_size([*(folder / SPARSE).glob("*.safetensors")]) if has_packed else None,
         packed_folder=SPARSE if has_packed else None,
         pictures=_pictures(folder),
@@ -88,7 +100,7 @@ def _weights(folder: Path) -> list[Path]:
 
 
 def _pictures(folder: Path) -> dict[str, str]:
-    places = {name: f"{PICTURES}/{name}.png" for name in _PICTURES}
+    places = {name: f"{PICTURES}/{name}.png" for name in PICTURE_NAMES}
     return {name: place for name, place in places.items() if (folder / place).is_file()}
 
 
@@ -124,8 +136,7 @@ def _add_packed(folder: Path) -> None:
         new = Path(temporary) / SPARSE
         pack(folder, new)
         for path in new.iterdir():
-            is_result = path.name.endswith("_results.json") or path.name.startswith("predict_")
-            if path.name in _NOT_THE_MODEL or is_result:
+            if not any(fnmatch(path.name, pattern) for pattern in _OF_THE_MODEL):
                 path.unlink()
         os.replace(new, folder / SPARSE)
 
@@ -138,7 +149,7 @@ def remove_extras(folder: str | Path) -> None:
     sparse, pictures = Path(folder) / SPARSE, Path(folder) / PICTURES
     if _is_packed(sparse):
         shutil.rmtree(sparse)
-    for name in _PICTURES:
+    for name in PICTURE_NAMES:
         (pictures / f"{name}.png").unlink(missing_ok=True)
     if pictures.is_dir() and not any(pictures.iterdir()):
         pictures.rmdir()

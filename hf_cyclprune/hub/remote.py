@@ -1,6 +1,7 @@
 """A branch of a repository: what must go from it in a push, and what must stay."""
 
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -8,17 +9,34 @@ from pathlib import Path
 from huggingface_hub import HfApi
 from transformers.utils import logging
 
-from hf_cyclprune.hub.page import CARD_NAME, PICTURES, SPARSE, is_generated, read_card
+from hf_cyclprune.hub.page import (
+    CARD_NAME,
+    PICTURE_NAMES,
+    PICTURES,
+    SPARSE,
+    is_generated,
+    read_card,
+)
 from hf_cyclprune.hub.stage import link, staged
 from hf_cyclprune.reporting.record import RECORD_NAME
 
 logger = logging.get_logger(__name__)
 
-OLD = [
-    *(f"{SPARSE}/*", f"{PICTURES}/*"),
-    *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
-]
-"""What belongs to the weights that were there before, unless the new model has it too."""
+_WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
+_PACKED = f"{SPARSE}/model.sparse*.safetensors"
+
+
+def find_old(there: Iterable[str]) -> list[str]:
+    """Of a branch's files those that belong to the weights in it: ours, and no person's.
+
+    >>> find_old(["model.safetensors", "pictures/density.png", "pictures/mine.png", "sparse/x"])
+    ['model.safetensors', 'pictures/density.png']
+    """
+    names = list(there)
+    patterns = [*_WEIGHTS, *(f"{PICTURES}/{name}.png" for name in PICTURE_NAMES)]
+    if any(fnmatch(name, _PACKED) for name in names):
+        patterns.append(f"{SPARSE}/*")
+    return [name for name in names if any(fnmatch(name, pattern) for pattern in patterns)]
 
 
 @dataclass(frozen=True)
@@ -47,8 +65,11 @@ class Branch:
             folder_path=folder,
             commit_message=message,
             revision=self.revision,
-            delete_patterns=OLD,
+            delete_patterns=self._old(),
         )
+
+    def _old(self) -> list[str]:
+        return find_old(self._api.list_repo_files(self.repo_id, revision=self.revision))
 
     def replace_old(self, source: Path, folder: Path, message: str) -> None:
         """Where a push by `Trainer` would leave files of other weights, replace the model first.
@@ -58,9 +79,8 @@ class Branch:
             folder: with its card and record, its pictures and packed copy if there are any.
             message: of the commit.
         """
-        there = self._api.list_repo_files(self.repo_id, revision=self.revision)
-        found = [name for name in there if any(fnmatch(name, pattern) for pattern in OLD)]
-        if all(((folder if "/" in name else source) / name).is_file() for name in found):
+        places = ((folder if "/" in name else source) / name for name in self._old())
+        if all(place.is_file() for place in places):
             return
         with staged(source) as stage:
             extras = [*folder.glob(f"{SPARSE}/*"), *folder.glob(f"{PICTURES}/*")]

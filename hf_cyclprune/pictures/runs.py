@@ -47,10 +47,14 @@ class Run:
     metrics: dict[str, float] = field(default_factory=dict)
     """Of the saved weights: `eval_accuracy`, ..; {} if unknown."""
 
+    is_plan_kept: bool = True
+    """False if the run was resumed with another schedule."""
+
     @cached_property
     def schedule(self) -> Schedule | None:
-        """The planned sparsity; None where nothing was planned (dense, 'hold')."""
-        if self.config is None or self.config.method == "hold" or self.total_steps < 1:
+        """The planned sparsity; None where nothing was (dense, 'hold') or the plan has changed."""
+        is_planned = self.config is not None and self.config.method != "hold" and self.is_plan_kept
+        if self.config is None or not is_planned or self.total_steps < 1:
             return None
         return self.config.build_schedule(self.total_steps)
 
@@ -119,6 +123,7 @@ def read_run(folder: str | Path) -> Run:
         log_history=history,
         total_steps=record.total_steps if record is not None else state.get("max_steps", 0),
         weights_step=record.weights_step if record is not None else None,
+        is_plan_kept=record.is_plan_kept if record is not None else True,
         metrics=(record.metrics if record is not None else {})
         or _read_object(_first([folder], RESULTS_NAME)),
     )

@@ -135,11 +135,14 @@ def draw_recovery(report: SparsityReport) -> Figure | None:
     cycles = [c for c in report.cycles if any(get(c) is not None for *_, get in _SERIES)]
     if not cycles:
         return None
+    # A run that was resumed with another schedule may have had a cycle twice.
+    places = range(cycles[0].cycle, cycles[0].cycle + len(cycles))
     with drawing():
         figure = new_figure(2.5)
         axes = figure.subplots()
         for offset, (label, colour, marker, get) in zip((-0.27, 0, 0.27), _SERIES, strict=True):
-            marks = [(c.cycle + offset, 100 * v) for c in cycles if (v := get(c)) is not None]
+            values = [(place, get(c)) for place, c in zip(places, cycles, strict=True)]
+            marks = [(place + offset, 100 * v) for place, v in values if v is not None]
             if marks:
                 x, y = zip(*marks, strict=True)
                 axes.vlines(x, 0, y, color=colour, linewidth=1.3)
@@ -147,8 +150,8 @@ def draw_recovery(report: SparsityReport) -> Figure | None:
                 _write_numbers(axes, marks, len(cycles))
         axes.set_ylabel("recovered share,\nmask change (%)")
         axes.set_xlabel("cycle")
-        axes.set_xticks([c.cycle for c in cycles])
-        axes.set_xlim(cycles[0].cycle - 0.6, cycles[-1].cycle + 0.6)
+        axes.set_xticks(list(places), [str(c.cycle) for c in cycles])
+        axes.set_xlim(places[0] - 0.6, places[-1] + 0.6)
         axes.set_ylim(
             0, max(1.0, (1.15 if len(cycles) <= _MOST_LEVEL else 1.25) * axes.dataLim.ymax)
         )

@@ -77,6 +77,8 @@ class CycleHistory:
     cycles: list[CycleReport] = field(default_factory=list)
     reset_step: int | None = None
     recovered_at_edge: float | None = None
+    is_plan_kept: bool = True
+    """False once the run was resumed with another schedule."""
     reference: dict[str, Tensor] = field(default_factory=dict)
 
     def observe_reset(self, t: int, masks: Mapping[str, Tensor]) -> None:
@@ -122,6 +124,7 @@ class CycleHistory:
             "cycles": [asdict(cycle) for cycle in self.cycles],
             "reset_step": self.reset_step,
             "recovered_at_edge": self.recovered_at_edge,
+            "is_plan_kept": self.is_plan_kept,
         }
 
     @classmethod

@@ -31,6 +31,12 @@ class RunRecord:
     """Of the training; name -> value."""
     versions: dict[str, str] = field(default_factory=dict)
     """Of hf_cyclprune, transformers, torch, .."""
+    dense_metrics: dict[str, float] = field(default_factory=dict)
+    """Of a dense run of the same task that this one is compared with."""
+    is_plan_kept: bool = True
+    """False if the run was resumed with another schedule."""
+    fingerprint: int | None = None
+    """Checksum of the saved weights that all of this is about."""
     command: str | None = None
     """The command line, without secrets; None outside of one."""
 

@@ -135,6 +135,7 @@ class PruningCallback(CycleLines):
         else:
             self.history = restore_state(self.pruner, saved)
             if warn_of_changes(saved, config_to_dict(config), self.pruner.schedule.total_steps):
+                self.history.is_plan_kept = False
                 # The new schedule may have no pruning step left: prune after the next step.
                 self.pruner.pending = set(range(len(self.pruner.groups)))
         self._forget_best_off_target(state)

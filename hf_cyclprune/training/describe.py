@@ -16,29 +16,24 @@ from hf_cyclprune.reporting.record import RunRecord
 _PACKAGES = ("hf_cyclprune", "transformers", "torch", "accelerate", "datasets", "tokenizers")
 
 
-def describe(
-    trainer: Trainer, weights_step: int, metrics: dict[str, float], card: dict[str, Any]
-) -> RunRecord:
+def describe(trainer: Trainer, weights_step: int, **others: Any) -> RunRecord:
     """The record of a run as it is now.
 
     Args:
         trainer: in the middle of a run, or after it.
         weights_step: the optimizer step after which the model's weights stood.
-        metrics: of these weights; {} if they were not evaluated.
-        card: what the caller of create_model_card said.
+        **others: further fields of the record.
     """
     state: Any = trainer.state
     return RunRecord(
         step=state.global_step,
         weights_step=weights_step,
         total_steps=state.max_steps,
-        metrics=metrics,
         log_history=list(state.log_history),
-        base_model=find_base_model(trainer.model),
-        card=card,
         hyperparameters=_hyperparameters(trainer),
         versions=_versions(),
         command=_command(getattr(trainer.args, "hub_token", None)),
+        **others,
     )
 
 
@@ -54,8 +49,17 @@ def _hyperparameters(trainer: Trainer) -> dict[str, Any]:
     args: Any = trainer.args
     extract: Any = extract_hyperparameters_from_trainer
     values: dict[str, Any] = extract(trainer)
-    values["optimizer"] = _optimizer(args)
     values["lr_scheduler_type"] = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
+    values["optimizer"] = _optimizer(args)
+    own: Any = trainer
+    if getattr(own, "has_own_optimizer", False) and own.optimizer is not None:
+        del values["learning_rate"]
+        values["optimizer"] = _optimizer_of(own.optimizer)
+    if getattr(own, "has_own_scheduler", False):
+        for name in [name for name in values if "lr_scheduler" in name]:
+            del values[name]
+        scheduler = getattr(own.lr_scheduler, "scheduler", own.lr_scheduler)  # accelerate's
+        values["lr_scheduler"] = type(scheduler).__name__
     if args.bf16 or args.fp16:
         values["mixed_precision_training"] = "bf16" if args.bf16 else "fp16"
     return {
@@ -73,6 +77,13 @@ def _optimizer(args: Any) -> str:
     return f"{name}, " + ", ".join(f"{key} {value}" for key, value in values.items())
 
 
+def _optimizer_of(optimizer: Any) -> str:
+    inner = getattr(optimizer, "optimizer", optimizer)  # accelerate's is around it
+    plain = {k: v for k, v in inner.defaults.items() if isinstance(v, int | float | tuple)}
+    values = [f"{name} {value}" for name, value in plain.items() if not isinstance(value, bool)]
+    return ", ".join([type(inner).__name__, *values])
+
+
 def _versions() -> dict[str, str]:
     versions = {}
     for name in _PACKAGES:
@@ -84,15 +95,17 @@ def _versions() -> dict[str, str]:
 
 
 def _command(token: str | None) -> str | None:
-    """The command line without tokens; None in a notebook, in pytest or at a prompt."""
+    """The command line of hf-cyclprune without tokens; of a script its name alone.
+
+    What a script takes may be secret, and a card is public. None in a notebook, in pytest or at a
+    prompt.
+    """
     program = Path(sys.argv[0] if sys.argv else "")
-    home = os.path.join(os.path.expanduser("~"), "")  # names who it is; a card is public
+    home = os.path.join(os.path.expanduser("~"), "")  # names who it is
     shown = [argument.replace(home, "~/") for argument in redact(sys.argv[1:], token)]
-    arguments = shlex.join(shown)
     if program.name == "hf-cyclprune":
-        return f"hf-cyclprune {arguments}"
-    is_own = program.parts[-2:] == ("hf_cyclprune", "cli.py")
-    if is_own:
-        return f"python -m hf_cyclprune.cli {arguments}"
+        return shlex.join(["hf-cyclprune", *shown])
+    if program.parts[-2:] == ("hf_cyclprune", "cli.py"):
+        return shlex.join(["python", "-m", "hf_cyclprune.cli", *shown])
     is_script = program.suffix == ".py" and "site-packages" not in program.parts
-    return f"python {os.path.basename(program)} {arguments}".strip() if is_script else None
+    return f"python {program.name}{' ..' if shown else ''}" if is_script else None

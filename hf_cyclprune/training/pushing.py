@@ -2,6 +2,9 @@
 
 import dataclasses
 import inspect
+import os
+import shutil
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,12 +19,22 @@ from transformers.utils import logging
 from transformers.utils.hub import PushInProgress
 
 from hf_cyclprune.card.facts import CardFacts
+from hf_cyclprune.checkpoints.weights import fingerprint
 from hf_cyclprune.config import save_config
 from hf_cyclprune.hub.dense import read_dense_metrics
 from hf_cyclprune.hub.errors import PushError, explain, explained
-from hf_cyclprune.hub.page import add_extras, copy_facts, find_license, remove_extras, write_card
+from hf_cyclprune.hub.page import (
+    CARD_NAME,
+    add_extras,
+    copy_facts,
+    find_license,
+    remove_extras,
+    write_card,
+)
 from hf_cyclprune.hub.remote import Branch
 from hf_cyclprune.hub.secret import Secret
+from hf_cyclprune.reporting.record import RunRecord
+from hf_cyclprune.training.describe import find_base_model
 from hf_cyclprune.training.saving import holds_weights, saved_whole
 
 logger = logging.get_logger(__name__)
@@ -49,9 +62,31 @@ class PushingTrainer(Trainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         _hide_token(kwargs.get("args"))
-        self._said: dict[str, Any] = {}
+        self.said: dict[str, Any] = {}
         """What the caller of create_model_card said."""
+        self.dense_metrics: dict[str, float] = {}
+        """Of a dense run that the card compares with."""
+        self._base_model_ids: list[str | None] = []
+        self._saved: tuple[int, int] | None = None
+        """The step whose weights were saved last, and their fingerprint."""
+        self._is_branch_clean = False
+        """Whether the branch holds nothing that a push by `Trainer` would leave behind."""
         super().__init__(*args, **kwargs)
+        has_class = kwargs.get("optimizer_cls_and_kwargs") is not None
+        self.has_own_optimizer = self.optimizer is not None or has_class
+        self.has_own_scheduler = self.lr_scheduler is not None
+        self._find_base_model()
+
+    def _find_base_model(self) -> None:
+        """Once, before folders come and go that a name on the Hub could be mistaken for."""
+        if not self._base_model_ids and self.model is not None:
+            self._base_model_ids.append(find_base_model(self.model))
+
+    @property
+    def base_model_id(self) -> str | None:
+        """On the Hub, of the model that is fine-tuned; None if it came from elsewhere."""
+        self._find_base_model()  # a model_init makes it late
+        return next(iter(self._base_model_ids), None)
 
     def card_facts(self) -> CardFacts | None:
         """What the card may say of the model now; None for the card of `Trainer`."""
@@ -97,6 +132,7 @@ class PushingTrainer(Trainer):
             PushError: the Hub cannot be reached, refuses, or fails; nothing is lost.
         """
         self._finish_current_push()  # its files are about to be written again
+        self._is_branch_clean = False  # a packed copy will be there
         push = _Push(commit_message or "Upload model", token, revision, is_packed=packed)
         with explained(self._repo_name), self._preparing(push):
             if self.is_world_process_zero():
@@ -150,7 +186,13 @@ class PushingTrainer(Trainer):
         if facts is not None:
             save_config(facts.config, folder)
             facts.report.save(folder)
-            facts.record.save(folder)
+            self._saved = (facts.record.weights_step, fingerprint(folder))
+            self._save_record(facts.record, folder)
+
+    def _save_record(self, record: RunRecord, folder: Path) -> None:
+        """If it is about the weights that were saved last."""
+        if self._saved is not None and self._saved[0] == record.weights_step:
+            dataclasses.replace(record, fingerprint=self._saved[1]).save(folder)
 
     def create_model_card(
         self,
@@ -182,49 +224,70 @@ class PushingTrainer(Trainer):
         named = inspect.signature(Trainer.create_model_card).bind(self, *args, **kwargs).arguments
         del named["self"]
         named["dataset_metadata"] = dataset_metadata
-        self._said |= {name: value for name, value in named.items() if value is not None}
-        record = dataclasses.replace(facts.record, card=self._said)
+        self.said |= {name: value for name, value in named.items() if value is not None}
+        record = facts.record
         if metrics is not None:
             record = dataclasses.replace(record, metrics=metrics)
-        dense = facts.dense_metrics
         if dense_run is not None:
-            dense = read_dense_metrics(dense_run, record.metrics)
+            self.dense_metrics = read_dense_metrics(dense_run, record.metrics)
+        record = dataclasses.replace(record, card=self.said, dense_metrics=self.dense_metrics)
         facts = dataclasses.replace(
             facts,
             record=record,
-            dense_metrics=dense,
-            model_name=self._said.get("model_name", facts.model_name),
+            model_name=self.said.get("model_name", facts.model_name),
             license=find_license(record.base_model),
         )
         folder = Path(str(self.args.output_dir))
-        record.save(folder)
         if self._push is None:
+            self._save_record(record, folder)
             write_card(folder, facts)
+        elif self._push.checkpoint is None:
+            self._save_record(record, folder)
+            add_extras(folder, self._push.is_packed)
+            self._write_page(folder, facts, self._push, folder)
         else:
-            self._write_page(folder, facts, self._push)
+            self._write_page_of_checkpoint(folder, facts, self._push, self._push.checkpoint)
 
-    def _write_page(self, folder: Path, facts: CardFacts, push: _Push) -> None:
-        """The card for a push, and what belongs to it."""
-        if push.checkpoint is None:
-            add_extras(folder, push.is_packed)
-        else:
-            remove_extras(folder)
+    def _write_page_of_checkpoint(
+        self, folder: Path, facts: CardFacts, push: _Push, checkpoint: Path
+    ) -> None:
+        """In `folder` its facts and weights come together, or neither if the Hub fails."""
+        with tempfile.TemporaryDirectory(dir=folder, prefix="_page-") as temporary:
+            page = Path(temporary)
+            copy_facts(checkpoint, page)
+            self._save_record(facts.record, page)
+            if (folder / CARD_NAME).is_file():
+                shutil.copyfile(folder / CARD_NAME, page / CARD_NAME)
+            self._write_page(page, facts, push, checkpoint)
+            remove_extras(folder)  # of other weights
+            for path in page.iterdir():
+                os.replace(path, folder / path.name)
+
+    def _write_page(self, page: Path, facts: CardFacts, push: _Push, weights: Path) -> None:
+        """The card for a push, and what must go from the branch before it."""
         branch = self._branch(push.token, push.revision)
         with explained(self._repo_name):
-            branch.keep_card(folder)
-            write_card(folder, facts)
-            branch.replace_old(push.checkpoint or folder, folder, push.message)
+            if not self._is_branch_clean:
+                branch.keep_card(page)
+            write_card(page, facts, weights)
+            if not self._is_branch_clean:
+                branch.replace_old(weights, page, push.message)
+        self._is_branch_clean = push.checkpoint is not None
+
+    @property
+    def has_facts(self) -> bool:
+        """Whether there is something for a card, without counting it."""
+        return False
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         is_pushed = self.is_world_process_zero() and self.args.hub_strategy != HubStrategy.END
-        if is_pushed and self.card_facts() is not None:
+        if is_pushed and self.has_facts:
             self._warn_of_failed_push()
             if self.args.hub_always_push:
                 self._finish_current_push()  # or it would send files that are being written
             running: Any = self.push_in_progress
             if running is not None and not running.is_done():
                 return
-            copy_facts(checkpoint_folder, self.args.output_dir or "")
             message = f"Training in progress, step {self.state.global_step}"
             try:
                 with self._preparing(_Push(message, checkpoint=Path(checkpoint_folder))):

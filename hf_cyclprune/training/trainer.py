@@ -32,7 +32,7 @@ class PruningTrainer(PushingTrainer):
     """A drop-in replacement for `Trainer` that prunes in cycles while it trains.
 
     Takes every argument of `Trainer`. What to prune comes from `pruning_config=`, or from
-    `PruningArguments`; with neither this is `Trainer`, unchanged. While it prunes:
+    `PruningArguments`; with neither it trains as `Trainer` does. While it prunes:
 
     - the learning rate runs its whole schedule, warm-up included, once in every cycle;
     - every log entry holds the sparsity and the cycle, counted from 1;
@@ -142,18 +142,31 @@ class PruningTrainer(PushingTrainer):
         """What the card may say of the model now; None if nothing was pruned."""
         callback, report = self.pruning_callback, self.sparsity_report()
         config = callback.active_config(self.args) if callback is not None else None
-        if config is None or report is None:
+        if callback is None or config is None or report is None:
             return None
         step, model = self._weights_step(), self._bare_model()
         return CardFacts(
             model_name=self._repo_name.rpartition("/")[2],
             report=report,
             config=config,
-            record=describe(self, step, self._metrics_at(step), self._said),
+            record=describe(
+                self,
+                step,
+                metrics=self._metrics_at(step),
+                base_model=self.base_model_id,
+                card=self.said,
+                dense_metrics=self.dense_metrics,
+                is_plan_kept=callback.history.is_plan_kept,
+            ),
             repo_id=getattr(self, "hub_model_id", None),
             model_class=type(model).__name__,
             num_parameters=sum(parameter.numel() for parameter in model.parameters()),
         )
+
+    @property
+    def has_facts(self) -> bool:
+        """Whether something is pruned."""
+        return self.pruner is not None
 
     def _weights_step(self) -> int:
         return self.state.global_step if self._best_step is None else self._best_step
@@ -233,11 +246,15 @@ class PruningTrainer(PushingTrainer):
         is_held = self.is_in_train and self._is_off_target()
         with held_patience(self.callback_handler.callbacks) if is_held else nullcontext():
             metrics: dict[str, float] = super().evaluate(*args, **kwargs)
+        self._remember(metrics, is_other_set=bool(args) or kwargs.get("eval_dataset") is not None)
+        return metrics
+
+    def _remember(self, metrics: dict[str, float], is_other_set: bool) -> None:
+        """The metrics of another set do not take the place of the usual one's."""
         step = self._weights_step()
         before = self._evaluation[1] if self._evaluation[0] == step else {}
         new = {k: v for k, v in metrics.items() if k.startswith("eval_")}
-        self._evaluation = (step, {**new, **before})  # another set's do not replace the first one's
-        return metrics
+        self._evaluation = (step, {**new, **before} if is_other_set else {**before, **new})
 
     def _is_off_target(self) -> bool:
         pruner = self.pruner

@@ -55,6 +55,7 @@ RECORD = RunRecord(
         "dataset_metadata": {"config": "sst2", "split": "validation"},
         "tags": ["pruned", "mine"],
     },
+    dense_metrics={"eval_accuracy": 0.9, "eval_runtime": 1.0, "train_loss": 0.1},
     hyperparameters={"learning_rate": 3e-4, "seed": 7, "optimizer": "adamw_torch, betas=(0.9, 1)"},
     versions={"hf_cyclprune": "0.1.0", "torch": "2.9"},
     command="hf-cyclprune glue --task_name sst2 \\\n  --sparsity 0.8",
@@ -71,7 +72,6 @@ FULL = CardFacts(
     dense_bytes=4_321_000,
     packed_bytes=1_234_567,
     packed_folder="sparse",
-    dense_metrics={"eval_accuracy": 0.9, "eval_runtime": 1.0, "train_loss": 0.1},
     pictures={"schedule": "a/schedule.png", "density": "density.png", "recovery": "recovery.png"},
     license="apache-2.0",
 )
@@ -488,7 +488,39 @@ def test_finished_weights_that_miss_the_target_say_so_at_the_top():
 
 def test_the_best_model_of_a_run_is_called_that():
     text = make_card(change(record={"weights_step": 500}))
-    assert "after optimizer step 500 of 1,000, the best of the run." in words_of(text)
+    chosen = "the best of the run, chosen by what is measured above."
+    assert f"after optimizer step 500 of 1,000, {chosen}" in words_of(text)
+
+
+def test_weights_of_a_first_cycle_have_seen_no_reset():
+    text = make_card(change(record={"weights_step": 500}))
+    words = words_of(text)
+    assert "2 cycles were planned; these weights are from the first one, before any reset." in words
+    assert "over the first 80% of the first of 2 cycles" in words
+    assert "cyclical-pruning" not in metadata_of(text)["tags"]
+    later = make_card(change(record={"weights_step": 501}))
+    assert "were planned" not in later
+    assert "cyclical-pruning" in metadata_of(later)["tags"]
+
+
+def test_a_run_that_was_resumed_with_another_schedule_tells_no_plan():
+    words = words_of(make_card(change(record={"is_plan_kept": False})))
+    assert "The run was resumed with another schedule; below is the last one." in words
+    assert "sparsity climbs" not in words
+    assert "The learning rate runs" not in words
+
+
+def test_weights_of_which_no_run_is_known_are_of_no_step():
+    words = words_of(make_card(dataclasses.replace(FULL, record=RunRecord(0, 0, 0))))
+    assert "after optimizer step" not in words
+    assert "Training in progress" not in words
+    assert "with cyclical pruning" in words
+
+
+def test_two_sets_of_examples_have_no_common_number():
+    text = make_card(change(record={"metrics": {**RECORD.metrics, "eval_accuracy_mm": 0.8}}))
+    assert "100 examples" not in text
+    assert "binomial" not in text
 
 
 GRADUAL = {
@@ -611,7 +643,7 @@ def test_what_is_not_known_leaves_no_trace(missing, missing_in_record, unsaid, u
     assert ("parameters of the whole model" in text) == bool(facts.num_parameters)
     assert ("Command:" in text) == bool(facts.record.command)
     assert ("dense" in tables.get("metric", [[]])[0]) == bool(
-        facts.record.metrics and facts.dense_metrics
+        facts.record.metrics and facts.record.dense_metrics
     )
 
 
@@ -657,7 +689,6 @@ def put_everywhere(text):
         config=PruningConfig(sparsity=0.8, num_cycles=2, ignore=[re.escape(text)]),
         record=record,
         license=text,
-        dense_metrics={f"eval_{text}": 0.2},
         pictures=dict.fromkeys(FULL.pictures, text),
     )
 

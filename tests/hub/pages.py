@@ -6,7 +6,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from hf_cyclprune.checkpoints.weights import PackedWeights
+from hf_cyclprune.checkpoints.weights import PackedWeights, fingerprint
 
 ROOT_FILES = {
     *("README.md", "config.json", "model.safetensors", "pruning_config.json"),
@@ -35,9 +35,13 @@ def check_page(files, tmp_path, is_final=True, has_packed=True):
     card = files["README.md"].decode()
     assert f"Of the {total:,} target weights {zeros:,} are zero ({zeros / total:.2%})" in card
     record = json.loads(files["pruning_run.json"])
+    (tmp_path / "weights").mkdir(exist_ok=True)
+    (tmp_path / "weights" / "model.safetensors").write_bytes(files["model.safetensors"])
+    assert record["fingerprint"] == fingerprint(tmp_path / "weights")
     is_done = record["step"] >= record["total_steps"]
     assert (IN_PROGRESS in card) != is_done
-    assert f"after optimizer step {record['weights_step']} of {record['total_steps']}" in card
+    told = f"after optimizer step {record['weights_step']} of {record['total_steps']}"
+    assert (told in card) == (record["total_steps"] > 0) == ("after optimizer step" in card)
     assert ('subfolder="sparse"' in card) == has_packed
     assert ("pictures/" in card) == is_final
     if has_packed:

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from transformers import TrainingArguments
 
 from hf_cyclprune import PruningConfig
+from hf_cyclprune.checkpoints.weights import fingerprint
 from hf_cyclprune.config import save_config
 from hf_cyclprune.hub.dense import read_dense_metrics, read_results
 from hf_cyclprune.hub.errors import PushError, explain, explained
@@ -29,6 +30,7 @@ from hf_cyclprune.hub.page import (
 from hf_cyclprune.hub.remote import Branch
 from hf_cyclprune.hub.secret import Secret, redact
 from hf_cyclprune.hub.stage import staged
+from hf_cyclprune.reporting.cycles import CycleReport
 from hf_cyclprune.reporting.record import RunRecord
 from tests.hub.connect import connect
 from tests.hub.server import HubServer
@@ -68,6 +70,38 @@ def test_metrics_of_other_weights_are_not_told(folder):
     path = folder / "sparsity_report.json"
     path.write_text(path.read_text().replace('"num_zeros": 128', '"num_zeros": 127'))
     assert read_facts(folder).record.metrics == {}
+
+
+def test_what_is_known_of_other_weights_is_not_told(folder, tiny_bert):
+    facts = read_facts(folder)
+    cycles = (CycleReport(1, 8, 0.5),)
+    record = RunRecord(8, 8, 8, {"eval_accuracy": 0.5}, base_model="lab/base")
+    replace(record, fingerprint=fingerprint(folder)).save(folder)
+    replace(facts.report, cycles=cycles).save(folder)
+    told = read_facts(folder)
+    assert (told.record.metrics, told.report.cycles) == ({"eval_accuracy": 0.5}, cycles)
+    model = type(tiny_bert()).from_pretrained(folder)
+    model.save_pretrained(folder, max_shard_size="20KB")  # the same ones in other files
+    (folder / "model.safetensors").unlink()
+    assert read_facts(folder).record.metrics == {"eval_accuracy": 0.5}
+    model.classifier.weight.data.zero_()  # as many zeros in the target weights as before
+    model.save_pretrained(folder, max_shard_size="20KB")
+    other = read_facts(folder)
+    assert other.report.num_zeros == facts.report.num_zeros
+    assert (other.record.metrics, other.record.total_steps, other.report.cycles) == ({}, 0, ())
+    assert other.record.base_model == "lab/base"
+
+
+def test_a_copy_in_sparse_holds_what_a_model_needs_and_no_more(folder):
+    for name in ("notes.txt", "data.csv", "README_old.md", "train_results.json"):
+        (folder / name).write_text("x")
+    for name in ("tokenizer.json", "vocab.txt", "generation_config.json", "spiece.model"):
+        (folder / name).write_text("{}")
+    add_extras(folder)
+    assert sorted(path.name for path in (folder / "sparse").iterdir()) == [
+        *("config.json", "generation_config.json", "model.sparse.safetensors"),
+        *("pruning_config.json", "spiece.model", "tokenizer.json", "vocab.txt"),
+    ]
 
 
 def test_a_card_is_written_for_what_lies_there(folder):
@@ -162,7 +196,8 @@ def test_one_commit_replaces_a_model_and_its_copy(folder, tmp_path, monkeypatch)
     """Also where it is in other files than the one before."""
     with HubServer() as hub:
         connect(hub, monkeypatch, tmp_path)
-        old = ["model-00001-of-00001.safetensors", "model.safetensors.index.json", "sparse/a"]
+        old = ["model-00001-of-00001.safetensors", "model.safetensors.index.json"]
+        old.append("sparse/model.sparse.safetensors")
         hub.add_repo("tester/model", {**dict.fromkeys(old, b"old"), "b.txt": b"b"})
         write_card(folder, read_facts(folder))
         RunRecord(1, 1, 1).save(folder)
@@ -178,7 +213,8 @@ def test_one_commit_replaces_a_model_and_its_copy(folder, tmp_path, monkeypatch)
         hub.add_files("tester/model", {"pictures/mine.png": b"mine"})
         branch.replace_old(checkpoint, folder, "Not needed")
         assert hub.commits("tester/model")[0].title == "add files"
-        hub.add_files("tester/model", {"sparse/b": b"old"})
+        packed = {"sparse/b": b"old", "sparse/model.sparse.safetensors": b"old"}
+        hub.add_files("tester/model", packed)
         branch.replace_old(checkpoint, folder, "Newer")
         assert hub.files("tester/model")["pictures/mine.png"] == b"mine"
         assert "sparse/b" not in hub.files("tester/model")

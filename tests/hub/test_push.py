@@ -155,13 +155,16 @@ def test_a_sharded_model_is_pushed_as_it_is(hub, push, folder, tmp_path):
 
 
 def test_nothing_of_the_model_before_stays(hub, push, tmp_path):
-    old = ["sparse/config.json", "pictures/old.png", "model-00001-of-00002.safetensors"]
+    old = ["sparse/config.json", "sparse/model.sparse.safetensors", "pictures/density.png"]
+    old.append("model-00001-of-00002.safetensors")
     kept = {"notes.txt": b"mine", "last-checkpoint/model.safetensors": b"a checkpoint"}
+    kept["pictures/mine.png"] = b"a cat"
     hub.add_repo(REPO, {**dict.fromkeys(old, b"old"), **kept})
     push("--no-packed")
     files = hub.files(REPO)
     check_page(files, tmp_path, has_packed=False)
-    assert not {*old} & files.keys()
+    assert not any(files.get(path) == b"old" for path in old)
+    assert not {"sparse/config.json", "model-00001-of-00002.safetensors"} & files.keys()
     assert {path: files[path] for path in kept} == kept
     assert len(hub.commits(REPO)) == 2
 

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import json
 import math
@@ -267,6 +268,22 @@ def test_the_last_step_of_a_climb_is_at_the_target_where_as_many_zeros_were_coun
     axes = draw_schedule(run).axes[1]
     assert labelled(axes, "evaluated at the target sparsity") == [(t, 0.9)]
     assert labelled(axes, "below it") == [(t - 1, 0.8)]
+
+
+def test_a_plan_that_was_changed_is_not_drawn():
+    run = dataclasses.replace(make_run(config=CYCLICAL), is_plan_kept=False)
+    assert run.schedule is None
+    axes = draw_schedule(run).axes[0]
+    assert "planned" not in [line.get_label() for line in axes.get_lines()]
+    assert "counted" in [line.get_label() for line in axes.get_lines()]
+
+
+def test_a_cycle_that_a_run_had_twice_has_two_places():
+    cycles = [CycleReport(n, t, 0.8, t - 9, 0.4, 0.1, 0.2) for n, t in ((2, 20), (2, 40), (3, 60))]
+    (axes,) = draw_recovery(make_report(cycles=cycles)).axes
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["2", "2", "3"]
+    (line,) = [line for line in axes.get_lines() if "edge" in line.get_label()]
+    assert len(set(line.get_xdata())) == 3
 
 
 def test_the_learning_rate_is_joined_inside_of_cycles_only():

@@ -2,6 +2,7 @@ import os
 import sys
 
 import pytest
+import torch
 
 from hf_cyclprune import PruningConfig, PruningTrainer
 
@@ -13,8 +14,10 @@ HOME = os.path.expanduser("~")
     [
         (["/usr/bin/hf-cyclprune", "glue", "--seed", "1"], "hf-cyclprune glue --seed 1"),
         (["/x/hf_cyclprune/cli.py", "glue"], "python -m hf_cyclprune.cli glue"),
-        (["/mine/run.py", "a b", "--hub_token=x"], "python run.py 'a b' '--hub_token=<token>'"),
-        (["run.py", f"{HOME}/runs/a"], "python run.py '~/runs/a'"),
+        (["hf-cyclprune", "glue", "--hub_token=x"], "hf-cyclprune glue '--hub_token=<token>'"),
+        (["hf-cyclprune", "push", f"{HOME}/a b"], "hf-cyclprune push '~/a b'"),
+        (["/mine/run.py"], "python run.py"),
+        (["/mine/run.py", "api.key=x", "--wandb_key", "x", "sql://u:p@h"], "python run.py .."),
         (["/env/site-packages/ipykernel_launcher.py", "-f", "k.json"], None),
         (["/usr/bin/pytest"], None),
         ([""], None),
@@ -53,3 +56,39 @@ def test_only_a_name_on_the_hub_is_a_base_model(name, base, train, tiny_bert):
     model.config._name_or_path = name
     trainer = train(PruningTrainer, model=model, pruning_config=PruningConfig(sparsity=0.8))
     assert trainer.card_facts().record.base_model == base
+
+
+def test_an_optimizer_of_the_callers_own_is_told_in_the_place_of_the_arguments(train, tiny_bert):
+    model = tiny_bert()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.ConstantLR(optimizer)
+    config = PruningConfig(sparsity=0.8, lr_restarts=False)
+    options = {"model": model, "pruning_config": config, "optimizers": (optimizer, schedule)}
+    values = train(PruningTrainer, **options).card_facts().record.hyperparameters
+    assert values["optimizer"].startswith("SGD, lr 0.5, momentum 0.9")
+    assert values["lr_scheduler"] == "ConstantLR"
+    assert not {"learning_rate", "lr_scheduler_type"} & values.keys()
+
+
+def test_a_base_model_is_known_by_what_it_was_when_training_began(
+    train, tiny_bert, monkeypatch, tmp_path
+):
+    (tmp_path / "base" / "model").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    model = tiny_bert()
+    model.config._name_or_path = "base/model"
+    trainer = train(PruningTrainer, model=model, pruning_config=PruningConfig(sparsity=0.8))
+    monkeypatch.chdir("/")
+    assert trainer.card_facts().record.base_model is None
+
+
+def test_an_evaluation_again_counts_and_one_of_other_data_does_not_replace_it(train, examples):
+    trainer = train(PruningTrainer, pruning_config=PruningConfig(sparsity=0.8))
+    first = trainer.evaluate()["eval_loss"]
+    trainer.evaluate(examples[:3])
+    assert trainer.card_facts().record.metrics["eval_loss"] == first
+    with torch.no_grad():
+        trainer.model.classifier.bias[0].add_(1.0)
+    again = trainer.evaluate()["eval_loss"]
+    assert again != first
+    assert trainer.card_facts().record.metrics["eval_loss"] == again

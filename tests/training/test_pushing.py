@@ -13,8 +13,11 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from hf_cyclprune import PruningConfig, PruningTrainer
+from hf_cyclprune.card.card import make_card
 from hf_cyclprune.checkpoints.masks import STATE_NAME
+from hf_cyclprune.checkpoints.weights import fingerprint, verify
 from hf_cyclprune.hub.errors import PushError
+from hf_cyclprune.hub.folder import read_facts
 from tests.hub.connect import connect
 from tests.hub.pages import check_page, contents
 from tests.hub.server import READ_TOKEN, WRITE_TOKEN, HubServer
@@ -293,6 +296,54 @@ def test_a_push_that_fails_in_training_is_told_and_training_goes_on(
     hub.start()
     trainer.push_to_hub()
     assert check_history(hub, tmp_path)[-1] == pytest.approx(0.8, abs=1e-3)
+
+
+def test_a_push_that_fails_before_it_begins_leaves_no_facts_without_weights(hub, make, tmp_path):
+    trainer = make(hub_always_push=True)
+    trainer.add_callback(Saves(2, hub.stop))
+    with pytest.warns(UserWarning, match="A push failed while training goes on"):
+        trainer.train()
+    names = {"README.md", "pruning_run.json", "model.safetensors"}
+    assert not names & set(os.listdir(trainer.args.output_dir))
+    assert not list((tmp_path / "out").glob("_*"))
+    hub.start()
+
+
+def test_after_a_failed_push_weights_and_facts_in_output_dir_are_of_one_step(hub, make, tmp_path):
+    """Or the verb would push old weights with newer facts."""
+    trainer = make(hub_always_push=True, max_steps=16)
+    trainer.add_callback(Saves(8, hub.stop))
+    with pytest.warns(UserWarning, match="A push .*failed"):
+        trainer.train()
+    out = tmp_path / "out"
+    facts = read_facts(out)
+    assert facts.record.fingerprint == fingerprint(out)
+    step = facts.record.weights_step
+    assert verify(out, out / f"checkpoint-{step}") is None
+    assert f"optimizer step {step} of 16" in (out / "README.md").read_text()
+    assert not list(out.glob("_*"))
+    hub.start()
+
+
+def test_training_asks_once_what_the_repository_holds(hub, make):
+    trainer = make(hub_always_push=True, max_steps=16, save_steps=2)
+    trainer.train()
+    listings = [r for r in hub.requests if r.method == "GET" and "/tree/" in r.path]
+    assert len(listings) == 1
+    assert len(hub.commits(REPO)) >= 7
+
+
+def test_a_dense_run_stays_on_the_card(hub, make, tmp_path):
+    trainer = make(push_to_hub=False)
+    trainer.train()
+    loss = trainer.evaluate()["eval_loss"]
+    (tmp_path / "dense").mkdir()
+    (tmp_path / "dense" / "all_results.json").write_text(json.dumps({"eval_loss": 0.1234}))
+    trainer.create_model_card(dense_run=tmp_path / "dense")
+    trainer.push_to_hub(token=WRITE_TOKEN)
+    row = f"| loss | 0.1234 | {loss:.4f} |"
+    assert row in hub.files(REPO)["README.md"].decode()
+    assert row in make_card(read_facts(tmp_path / "out"))
 
 
 def test_one_fault_is_met_by_trying_again(hub, make, tmp_path):
