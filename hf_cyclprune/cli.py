@@ -69,7 +69,11 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("b", metavar="B", help="another one")
     verify.set_defaults(run=_verify)
 
-    push = verbs.add_parser("push", help="push a pruned model to the Hub, with card and pictures")
+    push = verbs.add_parser(
+        "push",
+        help="push a pruned model to the Hub, with card and pictures",
+        epilog="The token is that of `hf auth login`, or HF_TOKEN.",
+    )
     push.add_argument("folder", metavar="DIR", help="the output_dir of a run; it is not changed")
     push.add_argument("repo_id", metavar="REPO", help="user/name; made if it is not there")
     push.add_argument("--private", action="store_true", help="if the repository is new")

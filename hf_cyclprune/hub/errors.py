@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from huggingface_hub.errors import (
     HfHubHTTPError,
     LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
     RevisionNotFoundError,
 )
 from huggingface_hub.utils import httpx  # the one that the client uses, whatever its name
@@ -67,6 +68,8 @@ def explain(repo_id: str, error: BaseException) -> str:
     if isinstance(error, HfHubHTTPError) and getattr(error, "response", None) is not None:
         return _explain_answer(repo_id, error)
     got = f"{type(error).__name__} ({str(error).strip()})"
+    if isinstance(error, OfflineModeIsEnabled):
+        return f"HF_HUB_OFFLINE must not be set to push to '{repo_id}'; got it set. Unset it."
     if isinstance(error, HUB_ERRORS):
         return (
             f"the Hub must be reachable to push to '{repo_id}'; got {got}. Nothing is lost: push "
