@@ -67,8 +67,8 @@ class PushingTrainer(Trainer):
         self.dense_metrics: dict[str, float] = {}
         """Of a dense run that the card compares with."""
         self._base_model_ids: list[str | None] = []
-        self._saved: tuple[int, int] | None = None
-        """The step whose weights were saved last, and their fingerprint."""
+        self._saved: tuple[int, int | None] | None = None
+        """The step whose weights were saved last, and their fingerprint if it can be had."""
         self._is_branch_clean = False
         """Whether the branch holds nothing that a push by `Trainer` would leave behind."""
         super().__init__(*args, **kwargs)
@@ -186,7 +186,7 @@ class PushingTrainer(Trainer):
         if facts is not None:
             save_config(facts.config, folder)
             facts.report.save(folder)
-            self._saved = (facts.record.weights_step, fingerprint(folder))
+            self._saved = (facts.record.weights_step, _find_fingerprint(folder))
             self._save_record(facts.record, folder)
 
     def _save_record(self, record: RunRecord, folder: Path) -> None:
@@ -313,6 +313,14 @@ class PushingTrainer(Trainer):
         for job in failed:
             reason = explain(self._repo_name, job.exception())
             warnings.warn(f"A push in the background failed: {reason}", stacklevel=3)
+
+
+def _find_fingerprint(folder: Path) -> int | None:
+    """None where something else than a whole model was saved, such as an adapter."""
+    try:
+        return fingerprint(folder)
+    except ValueError:
+        return None
 
 
 def _hide_token(args: Any) -> None:

@@ -18,6 +18,7 @@ from hf_cyclprune.checkpoints.masks import STATE_NAME
 from hf_cyclprune.checkpoints.weights import fingerprint, verify
 from hf_cyclprune.hub.errors import PushError
 from hf_cyclprune.hub.folder import read_facts
+from hf_cyclprune.reporting.record import load_record
 from tests.hub.connect import connect
 from tests.hub.pages import check_page, contents
 from tests.hub.server import READ_TOKEN, WRITE_TOKEN, HubServer
@@ -323,6 +324,19 @@ def test_after_a_failed_push_weights_and_facts_in_output_dir_are_of_one_step(hub
     assert f"optimizer step {step} of 16" in (out / "README.md").read_text()
     assert not list(out.glob("_*"))
     hub.start()
+
+
+def test_a_model_that_saves_something_else_than_itself_is_saved_with_its_record(make, tmp_path):
+    trainer = make(push_to_hub=False)
+    trainer.train()
+
+    def save_adapter(folder, **options):
+        (Path(folder) / "adapter_model.safetensors").write_bytes(b"an adapter")
+
+    trainer.model.save_pretrained = save_adapter
+    trainer.save_model(tmp_path / "adapter")
+    record = load_record(tmp_path / "adapter")
+    assert (record.step, record.fingerprint) == (12, None)
 
 
 def test_training_asks_once_what_the_repository_holds(hub, make):
