@@ -92,7 +92,7 @@ def _size(files: list[Path]) -> int:
 
 
 def _weights(folder: Path) -> list[Path]:
-    """None where the model is not saved yet."""
+    """Of a dense model; empty where it is not saved yet."""
     try:
         return dense_files(folder)
     except ValueError:

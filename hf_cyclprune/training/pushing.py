@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,6 @@ class PushingTrainer(Trainer):
         """What the caller of create_model_card said."""
         self.dense_metrics: dict[str, float] = {}
         """Of a dense run that the card compares with."""
-        self._base_model_ids: list[str | None] = []
         self._saved: tuple[int, int | None] | None = None
         """The step whose weights were saved last, and their fingerprint if it can be had."""
         self._is_branch_clean = False
@@ -75,18 +75,16 @@ class PushingTrainer(Trainer):
         has_class = kwargs.get("optimizer_cls_and_kwargs") is not None
         self.has_own_optimizer = self.optimizer is not None or has_class
         self.has_own_scheduler = self.lr_scheduler is not None
-        self._find_base_model()
+        if self.model is not None:  # a model_init makes it later
+            _ = self.base_model_id
 
-    def _find_base_model(self) -> None:
-        """Once, before folders come and go that a name on the Hub could be mistaken for."""
-        if not self._base_model_ids and self.model is not None:
-            self._base_model_ids.append(find_base_model(self.model))
-
-    @property
+    @cached_property
     def base_model_id(self) -> str | None:
-        """On the Hub, of the model that is fine-tuned; None if it came from elsewhere."""
-        self._find_base_model()  # a model_init makes it late
-        return next(iter(self._base_model_ids), None)
+        """On the Hub, of the model that is fine-tuned; None if it came from elsewhere.
+
+        Found once: folders come and go for which a name on the Hub could be mistaken.
+        """
+        return find_base_model(self.model)
 
     def card_facts(self) -> CardFacts | None:
         """What the card may say of the model now; None for the card of `Trainer`."""

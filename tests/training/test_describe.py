@@ -92,3 +92,19 @@ def test_an_evaluation_again_counts_and_one_of_other_data_does_not_replace_it(tr
     again = trainer.evaluate()["eval_loss"]
     assert again != first
     assert trainer.card_facts().record.metrics["eval_loss"] == again
+
+
+def test_a_run_resumed_with_another_schedule_says_so_from_then_on(train):
+    args = {"save_strategy": "steps", "save_steps": 10}
+    options = {"pruning_config": PruningConfig(sparsity=0.8, num_cycles=2), "args": args}
+    assert train(PruningTrainer, **options).card_facts().record.is_plan_kept
+    args["max_steps"] = 60
+    with pytest.warns(UserWarning, match="steps"):
+        longer = train(PruningTrainer, resume=True, **options)
+    assert not longer.card_facts().record.is_plan_kept
+    args["max_steps"], same = 60, longer.args.output_dir
+    assert (
+        not train(PruningTrainer, resume=f"{same}/checkpoint-50", **options)
+        .card_facts()
+        .record.is_plan_kept
+    )
