@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
+from transformers.utils import logging
 
 NUM_EXAMPLES = 64
 
@@ -21,6 +22,14 @@ NUM_EXAMPLES = 64
 def _one_thread():
     """Two cores are shared by the workers; and one thread is the same on every machine."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _verbosity():
+    """A Trainer sets that of the whole process: no test leaves it to the next one."""
+    before = logging.get_verbosity()
+    yield
+    logging.set_verbosity(before)
 
 
 @pytest.fixture

@@ -2,6 +2,9 @@ import pytest
 
 pytest.importorskip("datasets", reason="the extra demo is not installed")
 
+from datasets.utils import are_progress_bars_disabled
+from transformers.utils import logging
+
 from hf_cyclprune.cli import main
 from hf_cyclprune.demo import run
 from hf_cyclprune.demo.model import find_model
@@ -27,6 +30,15 @@ def test_the_demo_prunes_saves_and_reloads_the_real_model(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert printed.count("80.0000%") == 3
     assert "recovered at edge" in printed
+
+
+def test_the_demo_leaves_the_process_as_talkative_as_it_was(monkeypatch):
+    monkeypatch.setattr(run, "make_task", lambda *sizes: 1 / 0)
+    found = (logging.get_verbosity(), logging.is_progress_bar_enabled())
+    with pytest.raises(ZeroDivisionError):
+        run.run_demo()
+    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == found
+    assert not are_progress_bars_disabled()
 
 
 def test_the_demo_does_not_write_over_files(tmp_path, capsys):

@@ -3,13 +3,20 @@
 import math
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset, disable_progress_bars
+from datasets import Dataset
+from datasets.utils import (
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
+)
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -81,7 +88,11 @@ def run_demo(output_dir: str | None = None, num_steps: int = NUM_STEPS) -> list[
         RuntimeError: the reloaded model is not the one that was saved.
     """
     _check_output_dir(output_dir)
-    _be_quiet()
+    with _quiet():
+        return _run(output_dir, num_steps)
+
+
+def _run(output_dir: str | None, num_steps: int) -> list[DemoRow]:
     folder = find_model()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     train, validation = (
@@ -115,11 +126,22 @@ def _check_output_dir(output_dir: str | None) -> None:
         )
 
 
-def _be_quiet() -> None:
-    """Nothing but the demo's own lines."""
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Nothing but the demo's own lines; afterwards everything is as talkative as before."""
+    verbosity, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    has_data_bars = not are_progress_bars_disabled()
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     disable_progress_bars()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if has_bars:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+        if has_data_bars:
+            enable_progress_bars()
 
 
 def _tokenize(tokenizer: PreTrainedTokenizerBase, rows: dict[str, Any]) -> dict[str, Any]:

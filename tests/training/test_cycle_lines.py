@@ -22,14 +22,6 @@ KINDS = ("trainer", "callback")
 SHARES = {"recovered_share_at_edge", "recovered_share_at_end", "mask_change"}
 
 
-@pytest.fixture(autouse=True)
-def _verbosity():
-    """A Trainer sets that of the whole process."""
-    before = logging.get_verbosity()
-    yield
-    logging.set_verbosity(before)
-
-
 def accuracy(prediction):
     hits = prediction.predictions.argmax(-1) == prediction.label_ids
     return {"accuracy": float(hits.mean()), "undefined": float("nan")}
