@@ -1,7 +1,7 @@
 """One floating-point tensor <-> bytes, exact, near the entropy of what it holds.
 
 Zeros cost only their positions; of every other element the exponent is coded, since the exponents
-of trained weights carry 2 to 3 bits, and the rest, which is noise, is stored as it is. Only +0.0
+of trained weights carry 1 to 3 bits, and the rest, which is noise, is stored as it is. Only +0.0
 counts as zero: -0.0, NaN and Inf are kept bit for bit.
 
 The format, version 1. All integers are little-endian and unsigned.
@@ -18,19 +18,28 @@ The format, version 1. All integers are little-endian and unsigned.
     20      8 d       dimensions; their product is the number of elements N
     20+8d   8         length P of the positions
     28+8d   8         length E of the exponents
-    36+8d   P         positions: nothing (all), or a raw deflate stream (RFC 1951)
+    36+8d   P         positions: nothing (all), or
                         gaps: one byte for each kept element in order, the number of zeros since
-                          the last one; 255 stands for 255 zeros and no element
-                        bitmask: bit i % 8 of byte i // 8 is 1 if element i is kept, (N + 7) // 8
-                          bytes, the last bits 0
-            E         exponents: the high byte of each kept element after its bits were rotated left
-                      by one, which puts the sign last. One byte S - 1, then the S byte values that
-                      occur, ascending, then a raw deflate stream in which a byte holds k of them in
-                      order, as digits in base S, the first one least significant; a digit is an
-                      index into the S values. k is the largest number with S ** k <= 256, and 8 for
-                      S = 1; digits after the last are 0. For n = 0: nothing
-            n (w-1)   the other bytes of the rotated elements of width w bytes: for float32 all low
-                      halves of 16 bits, then all third bytes; else all low bytes
+                          the last one; 255 stands for 255 zeros and no element; all as a raw
+                          deflate stream (RFC 1951)
+                        bitmask: bit i % 8 of byte i // 8 is 1 if element i is kept, the last bits
+                          are 0; a stream of (N + 7) // 8 bytes
+            E         exponents: the eight bits below the sign of each kept element; for n = 0
+                      nothing, else
+                        1 byte: the number of levels L, at most 8
+                        3 L bytes: the three values of each level
+                        8 (L + 1) bytes: the lengths of the streams that follow
+                        the stream of each level, which is about m elements (the first about all
+                          n): a digit in base 4 for each in order, four to a byte, the first one
+                          least significant, 0 after the last; digits 0, 1, 2 are this value of the
+                          level, and 3 leaves the element to what follows
+                        a stream of the exponents, a byte each, that are left
+            n         for each kept element a byte: its sign, the highest bit, and its seven bits
+                      below the exponent
+            n (w-2)   for float32 (width w = 4 bytes) the low 16 bits of each kept element
+
+A stream of s bytes is these bytes as they are if its length is s, else they are a raw deflate
+stream. Four digits to a byte are a compromise: inflating takes time for each byte that comes out.
 
 Nothing follows. The reader knows the shape that the model expects, or at least how large it may be,
 before it takes memory, inflates no further than it must, and checks every count.
@@ -50,16 +59,18 @@ from torch import Tensor
 
 from hf_cyclprune.checkpoints.errors import PackedError
 from hf_cyclprune.checkpoints.sections import (
+    MOST,
     Bytes,
+    Kept,
     check,
     code_exponents,
     decode_exponents,
     deflate,
     find_gaps,
-    join,
     place_bits,
     place_gaps,
     split,
+    to_stream,
 )
 
 VERSION = 1
@@ -67,7 +78,6 @@ _MAGIC = b"HFCP"
 _HEAD = struct.Struct("<4sBBBBI")
 _ALL, _GAPS, _BITMASK = range(3)
 _MAX_DIMENSIONS = 8
-_MOST_OF_DENSE = 0.9  # coded exponents of a tensor without zeros must save a tenth
 
 
 @dataclass(frozen=True)
@@ -124,11 +134,11 @@ def _forms(
     """The forms that may be the smallest, without their checksum."""
     if num_kept > values.size // 2:  # with fewer the zeros' exponents alone cost more than gaps
         dense = _assemble(kind, _ALL, shape, b"", values)
-        if len(dense) <= _MOST_OF_DENSE * values.nbytes:
+        if len(dense) <= MOST * values.nbytes:
             yield dense
     if num_kept < values.size:
         is_kept = values != 0
-        positions = {_BITMASK: deflate(np.packbits(is_kept, bitorder="little"))}
+        positions = {_BITMASK: to_stream(np.packbits(is_kept, bitorder="little"))}
         if num_kept <= values.size // 2:
             positions[_GAPS] = deflate(find_gaps(is_kept))
         form = min(positions, key=lambda form: len(positions[form]))
@@ -222,15 +232,17 @@ def _parse(blob: memoryview) -> Head:
 
 def _decode(head: Head) -> Tensor:
     kind = _TYPES[head.dtype]
-    kept = join(decode_exponents(head.exponents, head.num_kept), head.rest, kind.bits)
-    if head.form == _ALL:
-        is_whole = head.num_kept == head.size and not len(head.positions)
-        check(is_whole, "not all elements are there")
-        values = kept
+    is_all = head.form == _ALL
+    is_whole = head.num_kept == head.size and not len(head.positions)
+    check(is_whole or not is_all, "not all elements are there")
+    kept = Kept(decode_exponents(head.exponents, head.num_kept), head.rest, kind.bits)
+    values = (np.empty if is_all else np.zeros)(head.size, kind.bits)
+    if is_all:
+        kept.place_all(values)
+    elif head.form == _GAPS:
+        place_gaps(head.positions, kept, values)
     else:
-        values = np.zeros(head.size, kind.bits)
-        place = place_gaps if head.form == _GAPS else place_bits
-        place(head.positions, kept, values)
+        place_bits(head.positions, kept, values)
     signed = torch.from_numpy(values.view(f"i{kind.width}"))
     return signed.view(head.dtype).reshape(head.shape)
 

@@ -157,8 +157,10 @@ def read_tensor(path: Path, name: str) -> Tensor:
     return tensor
 
 
-def check_file(path: Path) -> list[str]:
-    """Check a packed file, but for what is in its blobs; return the names in it.
+def check_file(path: Path) -> dict[str, Tensor]:
+    """The tensors in a packed file under their names there, mapped into memory rather than copied.
+
+    All is checked but what is in the blobs.
 
     Raises:
         PackedError: names the file and the tensor.
@@ -172,8 +174,8 @@ def check_file(path: Path) -> list[str]:
                 f"{path} must hold the tensors that it lists; got a difference at '{odd[0]}'. "
                 "Get the file again."
             )
-        for name in names:
-            tensor = file.get_tensor(name)
+        tensors = {name: file.get_tensor(name) for name in names}
+        for name, tensor in tensors.items():
             is_known = tensor.dtype in _DTYPE_NAMES and (
                 not name.endswith(SUFFIX) or (tensor.dtype == torch.uint8 and tensor.ndim == 1)
             )
@@ -182,7 +184,7 @@ def check_file(path: Path) -> list[str]:
                     f"the tensor '{name}' in {path} must have its checksum; got another. Get the "
                     "file again."
                 )
-    return names
+    return tensors
 
 
 def _read_checksums(path: Path, metadata: dict[str, str]) -> dict[str, int]:

@@ -19,7 +19,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from hf_cyclprune.checkpoints.codec import decode
-from hf_cyclprune.checkpoints.container import SUFFIX, check_file, read_tensor
+from hf_cyclprune.checkpoints.container import SUFFIX, check_file
 from hf_cyclprune.checkpoints.errors import PackedError
 from hf_cyclprune.checkpoints.facts import METHOD, Facts
 from hf_cyclprune.checkpoints.sections import Bytes
@@ -51,8 +51,8 @@ class PackedQuantizer(HfQuantizer):
         super().__init__(quantization_config, **kwargs)
         self.facts = quantization_config.facts
         self.failure: PackedError | None = None
-        self.empty: dict[str, Tensor] = {}
-        """Every tensor of the model as it was asked for, without content."""
+        self.wanted: dict[str, tuple[torch.Size, torch.dtype]] = {}
+        """Of every tensor of the model as it was asked for."""
         self.decoder: _Decoder | None = None
 
     def is_serializable(self, *args: Any, **kwargs: Any) -> bool:
@@ -79,11 +79,18 @@ class PackedQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(
         self, model: Any, checkpoint_files: Any = None, **kwargs: Any
     ) -> Any:
-        names = {Path(file): check_file(Path(file)) for file in checkpoint_files or []}
-        found = [name.removesuffix(SUFFIX) for in_file in names.values() for name in in_file]
+        files = [check_file(Path(file)) for file in checkpoint_files or []]
+        found = [name.removesuffix(SUFFIX) for tensors in files for name in tensors]
         self.facts.check_names("the packed model", found)
-        self.decoder = _Decoder(names, most=sum(tensor.numel() for _, tensor in _tensors(model)))
-        self.empty = {name: tensor.to("meta") for name, tensor in _tensors(model)}
+        blobs = {
+            name.removesuffix(SUFFIX): tensor.numpy()
+            for tensors in files
+            for name, tensor in tensors.items()
+            if name.endswith(SUFFIX)
+        }
+        empty = _tensors(model)
+        self.decoder = _Decoder(blobs, most=sum(tensor.numel() for _, tensor in empty))
+        self.wanted = {name: (tensor.shape, tensor.dtype) for name, tensor in empty}
         return model
 
     def get_weight_conversions(self) -> list[Any]:
@@ -104,13 +111,14 @@ class PackedQuantizer(HfQuantizer):
         if self.failure is not None:
             raise self.failure
         for name, tensor in _tensors(model):  # 5.0 compares no shapes, and does not cast them all
-            wanted = self.empty.get(name, tensor)
-            if tensor.shape != wanted.shape:
+            shape, dtype = self.wanted.get(name, (tensor.shape, tensor.dtype))
+            if tensor.shape != shape:
                 raise PackedError(
-                    f"'{name}' must have the shape {tuple(wanted.shape)} of the model; got "
+                    f"'{name}' must have the shape {tuple(shape)} of the model; got "
                     f"{tuple(tensor.shape)}. Get the folder again."
                 )
-            tensor.data = tensor.data.to(wanted.dtype)
+            if tensor.dtype != dtype:
+                tensor.data = tensor.data.to(dtype)
         conversions = getattr(model, "_weight_conversions", None) or []
         model._weight_conversions = [c for c in conversions if not _is_ours(c)]
         if "transformers_weights" in model.config.__dict__:
@@ -124,17 +132,11 @@ class _Decoder:
     What is decoded early takes no memory beyond the model: it becomes the model's weights.
     """
 
-    def __init__(self, names: Mapping[Path, list[str]], most: int) -> None:
+    def __init__(self, blobs: Mapping[str, Bytes], most: int) -> None:
         self._most = most
         self._pool = ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1))
         self._futures: dict[bytes, list[Future[Tensor]]] = {}
-        blobs = [
-            (read_tensor(path, name).numpy(), name.removesuffix(SUFFIX))
-            for path, in_file in names.items()
-            for name in in_file
-            if name.endswith(SUFFIX)
-        ]
-        for blob, name in sorted(blobs, key=lambda pair: -pair[0].size):
+        for name, blob in sorted(blobs.items(), key=lambda pair: -pair[1].size):
             future = self._pool.submit(decode, blob, name, None, most)
             self._futures.setdefault(_key(blob), []).append(future)
 

@@ -49,7 +49,7 @@ class PackedWeights:
         self._files: dict[str, Path] = {}
         """Name in the file -> file."""
         for path in list_files(folder, facts.weights):
-            names = check_file(path)
+            names = list(check_file(path))
             self._files |= dict.fromkeys(names, path)
             found += [name.removesuffix(SUFFIX) for name in names]
         facts.check_names(folder, found)

@@ -38,29 +38,31 @@ def read_blob(blob):
     dtype, width = DTYPES[code]
     body = blob[36 + 8 * d :]
     assert len(body) == p + e + n * (width - 1)
-    kept = np.zeros(n, np.uint32)
-    if n:
-        kept += read_exponents(body[p : p + e], n).astype(np.uint32) << 8 * (width - 1)
-        low = np.frombuffer(body, "<u2" if width == 4 else "u1", n, p + e)
-        kept += low
-        if width == 4:
-            kept += np.frombuffer(body, "u1", n, p + e + 2 * n).astype(np.uint32) << 16
+    signs = np.frombuffer(body, "u1", n, p + e).astype(np.uint32)
+    kept = (signs >> 7) << 15 | read_exponents(body[p : p + e], n) << 7 | signs & 127
+    if width == 4:
+        kept = kept << 16 | np.frombuffer(body, "<u2", n, p + e + n)
     values = np.zeros(math.prod(shape), f"<u{width}")
-    values[read_positions(form, body[:p], n, values.size)] = kept >> 1 | (kept & 1) << 8 * width - 1
+    values[read_positions(form, body[:p], n, values.size)] = kept
     return dtype, tuple(shape), values.tobytes()
+
+
+def read_stream(data, size):
+    content = data if len(data) == size else zlib.decompress(data, -15)
+    assert len(content) == size
+    return np.frombuffer(content, "u1")
 
 
 def read_positions(form, coded, n, total):
     if form == 0:
         assert (coded, n) == (b"", total)
         return np.arange(n)
-    data = zlib.decompress(coded, -15)
     if form == 2:
-        bits = np.unpackbits(np.frombuffer(data, "u1"), bitorder="little")
+        bits = np.unpackbits(read_stream(coded, (total + 7) // 8), bitorder="little")
         assert not bits[total:].any()
         return np.flatnonzero(bits)
     places, zeros = [], 0
-    for gap in data:
+    for gap in zlib.decompress(coded, -15):
         zeros += gap
         if gap < 255:
             places.append(zeros + len(places))
@@ -68,12 +70,19 @@ def read_positions(form, coded, n, total):
 
 
 def read_exponents(coded, n):
-    base = coded[0] + 1
-    table = np.frombuffer(coded, "u1", base, 1)
-    assert sorted(set(table)) == list(table)
-    k = 8 if base == 1 else max(k for k in range(1, 9) if base**k <= 256)
-    left = np.frombuffer(zlib.decompress(coded[1 + base :], -15), "u1").astype(int)
-    digits = np.stack([left // base**place % base for place in range(k)], 1).reshape(-1)
-    assert len(left) == -(-n // k)
-    assert not digits[n:].any()
-    return table[digits[:n]]
+    if not n:
+        return np.zeros(0, np.uint32)
+    levels, place = coded[0], 1 + 3 * coded[0]
+    tables = np.frombuffer(coded, "u1", 3 * levels, 1).reshape(levels, 3)
+    lengths = struct.unpack_from(f"<{levels + 1}Q", coded, place)
+    place += 8 * (levels + 1)
+    assert place + sum(lengths) == len(coded)
+    exponents, left = np.zeros(n, np.uint32), np.arange(n)
+    for table, length in zip(tables, lengths, strict=False):
+        digits = read_stream(coded[place : place + length], (len(left) + 3) // 4)
+        digits = np.stack([digits >> 2 * i & 3 for i in range(4)], 1).reshape(-1)
+        assert not digits[len(left) :].any()
+        exponents[left] = np.append(table, 0)[digits[: len(left)]]
+        left, place = left[digits[: len(left)] == 3], place + length
+    exponents[left] = read_stream(coded[place:], len(left))
+    return exponents

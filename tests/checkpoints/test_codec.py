@@ -17,7 +17,7 @@ from tests.checkpoints.reader import DTYPES, read_blob
 
 FUZZ = Path(__file__).parents[2] / "examples" / "fuzz_packed.py"
 FLOATS = [torch.float32, torch.bfloat16, torch.float16]
-CHUNK = 1 << 18
+CHUNK = 1 << 17
 BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
 SPECIAL = {  # -0.0, Inf, -Inf, a quiet and a signaling NaN with payload, smallest denormal, largest
     torch.float32: [1 << 31, 0x7F80 << 16, 0xFF80 << 16, 0x7FC01234, 0xFF812345, 1, 0x7F7FFFFF],
@@ -208,7 +208,7 @@ def test_gaps_around_multiples_of_the_skip_come_back(gap, tail):
 
 @pytest.mark.parametrize("num_skips", [-1, 0, 1])
 def test_skips_across_the_border_of_a_chunk_come_back(num_skips):
-    """2^18 bytes of gaps end in the middle of a run of 255s."""
+    """2^17 bytes of gaps end in the middle of a run of 255s."""
     weight = torch.zeros(CHUNK + 255 * 400 + 100)
     weight[: CHUNK - 200 + num_skips] = normal(CHUNK - 200 + num_skips).abs() + 1
     weight[-1] = 1
@@ -223,17 +223,48 @@ def test_skips_across_the_border_of_a_chunk_come_back(num_skips):
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("num_symbols", [1, 2, 3, 4, 5, 6, 7, 15, 16, 17, 100, 255, 256])
-@pytest.mark.parametrize("extra", range(3))
-def test_any_number_of_distinct_exponents_comes_back(num_symbols, extra, dtype):
-    bits = [(s << 8 * dtype.itemsize - 9) or 1 << 8 * dtype.itemsize - 1 for s in range(256)]
-    kept = bits[256 - num_symbols :] * 2 + bits[-1:] * extra
+@pytest.mark.parametrize("num_values", [1, 2, 3, 4, 5, 6, 7, 15, 16, 17, 100, 255, 256])
+@pytest.mark.parametrize("extra", range(5))
+def test_any_number_of_distinct_exponents_comes_back(num_values, extra, dtype):
+    shift = 8 * dtype.itemsize - 9
+    bits = [value << shift or 1 << shift + 8 for value in range(256)]
+    kept = bits[256 - num_values :] * 2 + bits[-1:] * extra
     weight = from_bits(sum(([b] + [0] * 9 for b in kept), [0] * 300), dtype)
-    head = read_head(assert_round_trip(weight), "w", weight.shape)
-    assert head.exponents[0] == num_symbols - 1
-    k = {1: 8, 2: 8, 3: 5, 4: 4, 5: 3, 6: 3, 7: 2, 15: 2, 16: 2}.get(num_symbols, 1)
-    packed = zlib.decompress(head.exponents[1 + num_symbols :], -15)
-    assert len(packed) == -(-len(kept) // k)
+    assert_round_trip(weight)
+
+
+def levels_of(blob, shape):
+    """Number of levels, and the lengths of their streams and of the last one."""
+    coded = read_head(blob, "w", shape).exponents
+    return coded[0], struct.unpack_from(f"<{coded[0] + 1}Q", coded, 1 + 3 * coded[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("share", [0.001, 0.01, 0.02, 0.06, 0.099, 0.11, 0.3])
+def test_exponents_left_to_later_levels_come_back(share, dtype):
+    """Around the shares where another loop of numpy finds them, in three chunks."""
+    size = 2 * CHUNK + 13
+    generator = np.random.default_rng(0)
+    values = 2.0 ** generator.integers(0, 3, size)
+    left = generator.random(size) < share
+    values[left] = 2.0 ** generator.integers(3, 9, int(left.sum()))
+    values *= 1 + generator.random(size)  # noise, which no later level takes
+    weight = torch.from_numpy(values).to(dtype)
+    blob = encode(weight)
+    assert torch.equal(bits_of(decode(blob, "w", (size,))), bits_of(weight))
+    assert levels_of(blob, (size,))[0] >= 2
+
+
+def test_a_stream_is_deflated_where_that_saves_a_tenth():
+    """Half of the exponents are alike in one weight; in the other all digits occur as often."""
+    size = 40_000
+    generator = np.random.default_rng(0)
+    for shares, is_deflated in (((0.9, 0.05, 0.05), True), ((0.25, 0.25, 0.25, 0.25), False)):
+        exponents = generator.choice(len(shares), size, p=shares)
+        weight = torch.from_numpy(2.0**exponents * (1 + generator.random(size))).float()
+        num_levels, lengths = levels_of(assert_round_trip(weight), (size,))
+        assert num_levels >= 1
+        assert (lengths[0] < size // 4) == is_deflated
 
 
 @st.composite
@@ -321,18 +352,23 @@ def raw(data):
 
 
 def exponents(values):
-    """The section for at most 8 exponents of one kind, or of any kind with the table of all."""
-    if len(set(values)) == 1:
-        return bytes([0, values[0]]) + raw(bytes(-(-len(values) // 8)))
-    return bytes([255, *range(256)]) + raw(values)
+    """The section without levels."""
+    return levels([], bytes(values))
+
+
+def levels(tables, *streams):
+    """The section from its parts."""
+    lengths = struct.pack(f"<{len(streams)}Q", *map(len, streams))
+    head = bytes([len(tables)]) + b"".join(bytes(table) for table in tables)
+    return head + lengths + b"".join(streams)
 
 
 def split(weight):
     """Exponents and rest of float32 elements as in the format."""
     bits = bits_of(weight).numpy().view("<u4")
-    rotated = bits << 1 | bits >> 31
-    rest = rotated.astype("<u2").tobytes() + (rotated >> 16).astype(np.uint8).tobytes()
-    return exponents((rotated >> 24).astype(np.uint8).tolist()), rest
+    signs = (bits >> 24 & 128 | bits >> 16 & 127).astype(np.uint8)
+    rest = signs.tobytes() + bits.astype("<u2").tobytes()
+    return exponents((bits >> 23 & 255).tolist()), rest
 
 
 def build(
@@ -363,7 +399,7 @@ def small():
     """A weight and its blob for each form, put together: they are too small for the encoder."""
     dense, pruned, groups = normal(2, 32), prune(normal(2, 32), 0.75), prune_2_of_4(normal(2, 32))
     gaps = raw(np.diff(np.flatnonzero(pruned), prepend=-1).astype(np.uint8) - 1)
-    bits = raw(np.packbits(groups != 0, bitorder="little"))
+    bits = np.packbits(groups != 0, bitorder="little").tobytes()
     return [
         (dense, build((2, 32), 64, b"", *split(dense.flatten()), form=ALL)),
         (pruned, build((2, 32), 16, gaps, *split(pruned[pruned != 0]))),
@@ -442,7 +478,7 @@ def test_a_stream_that_inflates_to_a_gigabyte_is_refused_without_memory(bomb, se
     parts = {
         "gaps": ((2, 32), 1, bomb, exponents([1]), bytes(3)),
         "bitmask": ((2, 32), 1, bomb, exponents([1]), bytes(3)),
-        "exponents": ((2, 32), 1, raw(b"\0"), bytes([0, 1]) + bomb, bytes(3)),
+        "exponents": ((2, 32), 1, raw(b"\0"), levels([], bomb), bytes(3)),
     }[section]
     blob = build(*parts, form=BITMASK if section == "bitmask" else GAPS)
     tracemalloc.start()
@@ -561,17 +597,19 @@ def test_gaps_are_refused_even_where_a_skip_leads_beyond_the_end(symbols):
 @pytest.mark.parametrize(
     ("bitmask", "match"),
     [
-        (b"\x07" + bytes(6), "a bitmask of 7 bytes"),
-        (b"\x07" + bytes(8), "longer than"),
-        (b"", "a bitmask of 0 bytes"),
+        (raw(b"\x07" + bytes(6)), "7 bytes of bitmask instead of 8"),
+        (raw(b"\x07" + bytes(8)), "longer than"),
+        (raw(b""), "0 bytes of bitmask instead of 8"),
+        (raw(b"\x07" + bytes(7))[:-1], "cut|invalid|incomplete"),
         (b"\x03" + bytes(7), "2 positions for 3"),
+        (raw(b"\x03" + bytes(7)), "2 positions for 3"),
         (bytes(8), "0 positions for 3"),
         (b"\x0f" + bytes(7), "more positions"),
         (b"\xff" * 8, "more positions"),
     ],
 )
 def test_a_wrong_bitmask_is_refused(bitmask, match):
-    blob = build((2, 32), 3, raw(bitmask), **parts(THREE), form=BITMASK)
+    blob = build((2, 32), 3, bitmask, **parts(THREE), form=BITMASK)
     assert_refused(blob, match=match)
 
 
@@ -589,20 +627,25 @@ def test_all_elements_must_be_there_where_the_form_says_so():
     [
         (b"", "no table"),
         (b"\0", "no table"),
-        (b"\xff" + bytes(200), "no table"),
-        (bytes([1, 5, 5]) + raw(b"\0"), "not ascending"),
-        (bytes([2, 5, 7, 6]) + raw(b"\0"), "not ascending"),
-        (bytes([2, 5, 6, 7]) + raw([243]), "not in the table"),
-        (bytes([0, 5]) + raw([1]), "not in the table"),
-        (bytes([8, *range(9)]) + raw([80, 81]), "not in the table"),
-        (bytes([100, *range(101)]) + raw([0, 0, 101]), "not in the table"),
-        (bytes([0, 5]) + raw(b""), "0 bytes of exponents for 3"),
-        (bytes([0, 5]) + raw(b"\0\0"), "longer than"),
-        (bytes([0, 5]) + raw(b"\0")[:-1], "cut|invalid|incomplete"),
-        (bytes([0, 5]) + raw(b"\0") + b"\0", "something follows"),
-        (bytes([0, 5]) + zlib.compress(b"\0"), ""),
-        (bytes([0, 5]) + b"\xff\xff\xff", ""),
-        (bytes([0, 5]), "cut"),
+        (b"\2" + bytes(29), "no table"),
+        (b"\x09" + bytes(200), "9 levels"),
+        (b"\xff" + bytes(200), "255 levels"),
+        (levels([], b"\1\2\3") + b"\0", "another length"),
+        (levels([], b"\1\2\3")[:-1], "another length"),
+        (levels([], b"\1\2\3")[:1] + b"\xff" * 8 + b"\1\2\3", "another length"),
+        (levels([], b"\1\2"), "invalid|cut"),
+        (levels([], raw(b"\1\2")), "2 bytes of exponents instead of 3"),
+        (levels([], raw(b"\1\2\3\4")), "longer than"),
+        (levels([], raw(b"\1\2\3")[:-1]), "cut|invalid|incomplete"),
+        (levels([], raw(b"\1\2\3") + b"\0"), "something follows"),
+        (levels([], zlib.compress(b"\1\2\3")), ""),
+        (levels([], b"\xff" * 4), ""),
+        (levels([], b""), "cut"),
+        (levels([(1, 2, 3)], b"\x40", b""), "digits beyond"),  # a fourth digit of three
+        (levels([(1, 2, 3)], b"\x24", b"\7"), "cut|invalid|longer"),  # none of them is left
+        (levels([(1, 2, 3)], b"\x33", b"\7"), "cut|invalid"),  # two are left, of one exponent
+        (levels([(1, 2, 3)], raw(b"\0\0"), b""), "longer than"),
+        (levels([(1, 2, 3)] * 2, b"\x33", b"\x10", b""), "digits beyond"),
     ],
 )
 def test_wrong_exponents_are_refused(coded, match):
@@ -613,6 +656,25 @@ def test_wrong_exponents_are_refused(coded, match):
 def test_no_elements_have_no_exponents():
     assert not decode(build((2, 32)), "w", (2, 32)).any()
     assert_refused(build((2, 32), 0, None, b"\0\1\3\0"), match="exponents of no element")
+
+
+def test_levels_of_exponents_are_read():
+    """1.0 has the exponent 127; digits 0, 3, 3 and then 1, 0 in the next level."""
+    coded = levels([(127, 0, 0), (129, 128, 9)], b"\x3c", b"\x01", b"")
+    blob = build((3,), 3, b"", coded, bytes(9), form=ALL)
+    assert torch.equal(decode(blob, "w", (3,)), torch.tensor([1.0, 2.0, 4.0]))
+    assert read_blob(blob.tobytes())[2] == torch.tensor([1.0, 2.0, 4.0]).numpy().tobytes()
+    coded = levels([(127, 0, 0)], b"\x3c", b"\x80\x81")
+    blob = build((3,), 3, b"", coded, bytes(9), form=ALL)
+    assert torch.equal(decode(blob, "w", (3,)), torch.tensor([1.0, 2.0, 4.0]))
+
+
+def test_a_table_may_hold_any_values():
+    """Those that mark what is left inside the reader, too."""
+    for table in ((0, 1, 2), (3, 2, 1), (0, 0, 0), (1, 3, 255)):
+        coded = levels([table], b"\xe4\x03", b"\x81\x02")
+        weight = decode(build((5,), 5, b"", coded, bytes(15), form=ALL), "w", (5,))
+        assert (bits_of(weight) >> 23 & 255).tolist() == [*table, 0x81, 2]
 
 
 def test_a_stream_that_is_not_deflate_is_refused():
