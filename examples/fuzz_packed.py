@@ -144,24 +144,51 @@ def draw_deeper(draw: random.Random, damaged: bytes, intact: bytes) -> bytes:
             facts[draw.randrange(len(facts))] = draw_number(draw, facts)
         return join(intact, facts, sections)
     place = draw.choice((POSITIONS, EXPONENTS))
-    table = 1 + sections[place][0] + 1 if place == EXPONENTS and sections[place] else 0
-    if place == EXPONENTS and draw.random() < 0.3:
-        changed = damage(draw, sections[place])
+    if place == POSITIONS or not sections[place] or draw.random() < 0.2:
+        sections[place] = draw_stream(draw, sections[place])
     else:
-        changed = sections[place][:table] + draw_stream(draw, sections[place][table:])
-    sections[place] = changed
-    facts[place] = len(changed)
+        sections[place] = draw_exponents(draw, sections[place])
+    facts[place] = len(sections[place])
     return join(intact, facts, sections)
 
 
+def draw_exponents(draw: random.Random, coded: bytes) -> bytes:
+    """Another number of levels, values, length or stream, mostly with the lengths that fit."""
+    num_levels, lengths_at = coded[0], 1 + 3 * coded[0]
+    lengths = list(struct.unpack_from(f"<{num_levels + 1}Q", coded, lengths_at))
+    ends = [lengths_at + 8 * len(lengths) + sum(lengths[: i + 1]) for i in range(len(lengths))]
+    streams = [coded[end - length : end] for end, length in zip(ends, lengths, strict=True)]
+    head = coded[:lengths_at]
+    match draw.randrange(6):
+        case 0:
+            head = damage(draw, head)
+        case 1:
+            lengths[draw.randrange(len(lengths))] = draw_number(draw, lengths)
+        case 2:  # a level more or less
+            level = draw.randrange(len(streams))
+            changed = (
+                [streams[level], *streams[level:]] if draw.random() < 0.5 else streams[level + 1 :]
+            )
+            streams[level:] = changed
+            head = bytes([max(len(streams) - 1, 0)]) + draw.randbytes(3 * max(len(streams) - 1, 0))
+            lengths = [len(stream) for stream in streams]
+        case _:
+            level = draw.randrange(len(streams))
+            streams[level] = draw_stream(draw, streams[level])
+            lengths[level] = len(streams[level])
+    return head + struct.pack(f"<{len(lengths)}Q", *lengths) + b"".join(streams)
+
+
 def draw_stream(draw: random.Random, stream: bytes) -> bytes:
-    """Another deflate stream: of damaged content, or of far too much."""
+    """Another one: of damaged content, deflated or not, or of far too much."""
     if draw.random() < 0.02:
         return deflate(bytes(draw.choice((1 << 16, 1 << 24))))
     try:
-        return deflate(damage(draw, zlib.decompress(stream, -15)))
+        content = zlib.decompress(stream, -15)
     except zlib.error:
-        return deflate(draw.randbytes(8))
+        return damage(draw, stream)  # it is stored as it is
+    changed = damage(draw, content)
+    return changed if draw.random() < 0.2 else deflate(changed)
 
 
 def draw_number(draw: random.Random, facts: list[int]) -> int:

@@ -30,6 +30,12 @@ class Secret(str):
         return self
 
 
+def hide_token(args: Any) -> None:
+    """Keep the token of training arguments out of training_args.bin; None is left alone."""
+    if getattr(args, "hub_token", None) is not None:
+        args.hub_token = Secret(args.hub_token)
+
+
 def redact(arguments: list[str], token: str | None = None) -> list[str]:
     """A command line without the values of its tokens.
 

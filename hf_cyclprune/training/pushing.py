@@ -9,19 +9,15 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi
 from transformers import Trainer
 from transformers.trainer_utils import HubStrategy
-from transformers.utils import logging
 from transformers.utils.hub import PushInProgress
 
 from hf_cyclprune.card.facts import CardFacts
-from hf_cyclprune.checkpoints.weights import fingerprint
-from hf_cyclprune.config import save_config
 from hf_cyclprune.hub.dense import read_dense_metrics
 from hf_cyclprune.hub.errors import PushError, explain, explained
 from hf_cyclprune.hub.page import (
@@ -33,12 +29,7 @@ from hf_cyclprune.hub.page import (
     write_card,
 )
 from hf_cyclprune.hub.remote import Branch
-from hf_cyclprune.hub.secret import Secret
-from hf_cyclprune.reporting.record import RunRecord
-from hf_cyclprune.training.describe import find_base_model
-from hf_cyclprune.training.saving import holds_weights, saved_whole
-
-logger = logging.get_logger(__name__)
+from hf_cyclprune.training.recording import RecordingTrainer
 
 
 @dataclass(frozen=True)
@@ -53,7 +44,7 @@ class _Push:
     is_packed: bool = False
 
 
-class PushingTrainer(Trainer):
+class PushingTrainer(RecordingTrainer):
     """A Trainer whose repository on the Hub tells what its weights are.
 
     Without facts (`card_facts`) it pushes what `Trainer` does.
@@ -62,33 +53,9 @@ class PushingTrainer(Trainer):
     _push: _Push | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        _hide_token(kwargs.get("args"))
-        self.said: dict[str, Any] = {}
-        """What the caller of create_model_card said."""
-        self.dense_metrics: dict[str, float] = {}
-        """Of a dense run that the card compares with."""
-        self._saved: tuple[int, int | None] | None = None
-        """The step whose weights were saved last, and their fingerprint if it can be had."""
         self._is_branch_clean = False
         """Whether the branch holds nothing that a push by `Trainer` would leave behind."""
         super().__init__(*args, **kwargs)
-        has_class = kwargs.get("optimizer_cls_and_kwargs") is not None
-        self.has_own_optimizer = self.optimizer is not None or has_class
-        self.has_own_scheduler = self.lr_scheduler is not None
-        if self.model is not None:  # a model_init makes it later
-            _ = self.base_model_id
-
-    @cached_property
-    def base_model_id(self) -> str | None:
-        """On the Hub, of the model that is fine-tuned; None if it came from elsewhere.
-
-        Found once: folders come and go for which a name on the Hub could be mistaken.
-        """
-        return find_base_model(self.model)
-
-    def card_facts(self) -> CardFacts | None:
-        """What the card may say of the model now; None for the card of `Trainer`."""
-        return None
 
     @property
     def _repo_name(self) -> str:
@@ -166,32 +133,6 @@ class PushingTrainer(Trainer):
         self.push_in_progress = running
         future.add_done_callback(lambda _: self._warn_of_failed_push())
 
-    def _save(
-        self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
-    ) -> None:
-        _hide_token(self.args)
-        folder = Path(str(output_dir if output_dir is not None else self.args.output_dir))
-        if not (self.args.should_save and holds_weights(folder)):
-            self._save_with_facts(folder, state_dict)
-            return
-        with saved_whole(folder) as new:
-            self._save_with_facts(new, state_dict)
-        remove_extras(folder)  # of the weights before
-
-    def _save_with_facts(self, folder: Path, state_dict: dict[str, Any] | None) -> None:
-        super()._save(str(folder), state_dict)
-        facts = self.card_facts() if self.args.should_save else None
-        if facts is not None:
-            save_config(facts.config, folder)
-            facts.report.save(folder)
-            self._saved = (facts.record.weights_step, _find_fingerprint(folder))
-            self._save_record(facts.record, folder)
-
-    def _save_record(self, record: RunRecord, folder: Path) -> None:
-        """If it is about the weights that were saved last."""
-        if self._saved is not None and self._saved[0] == record.weights_step:
-            dataclasses.replace(record, fingerprint=self._saved[1]).save(folder)
-
     def create_model_card(
         self,
         *args: Any,
@@ -237,10 +178,10 @@ class PushingTrainer(Trainer):
         )
         folder = Path(str(self.args.output_dir))
         if self._push is None:
-            self._save_record(record, folder)
+            self.save_record(record, folder)
             write_card(folder, facts)
         elif self._push.checkpoint is None:
-            self._save_record(record, folder)
+            self.save_record(record, folder)
             add_extras(folder, self._push.is_packed)
             self._write_page(folder, facts, self._push, folder)
         else:
@@ -253,7 +194,7 @@ class PushingTrainer(Trainer):
         with tempfile.TemporaryDirectory(dir=folder, prefix="_page-") as temporary:
             page = Path(temporary)
             copy_facts(checkpoint, page)
-            self._save_record(facts.record, page)
+            self.save_record(facts.record, page)
             if (folder / CARD_NAME).is_file():
                 shutil.copyfile(folder / CARD_NAME, page / CARD_NAME)
             self._write_page(page, facts, push, checkpoint)
@@ -271,11 +212,6 @@ class PushingTrainer(Trainer):
             if not self._is_branch_clean:
                 branch.replace_old(weights, page, push.message)
         self._is_branch_clean = push.checkpoint is not None
-
-    @property
-    def has_facts(self) -> bool:
-        """Whether there is something for a card, without counting it."""
-        return False
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         is_pushed = self.is_world_process_zero() and self.args.hub_strategy != HubStrategy.END
@@ -311,17 +247,3 @@ class PushingTrainer(Trainer):
         for job in failed:
             reason = explain(self._repo_name, job.exception())
             warnings.warn(f"A push in the background failed: {reason}", stacklevel=3)
-
-
-def _find_fingerprint(folder: Path) -> int | None:
-    """None where something else than a whole model was saved, such as an adapter."""
-    try:
-        return fingerprint(folder)
-    except ValueError:
-        return None
-
-
-def _hide_token(args: Any) -> None:
-    """Keep the token out of training_args.bin."""
-    if getattr(args, "hub_token", None) is not None:
-        args.hub_token = Secret(args.hub_token)
