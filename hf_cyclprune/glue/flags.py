@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import json
-from argparse import Namespace
+from argparse import Action, Namespace
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -11,6 +11,7 @@ from typing import Any, get_args, get_type_hints
 import yaml
 from transformers import HfArgumentParser
 
+from hf_cyclprune.config import PruningConfig
 from hf_cyclprune.glue.arguments import GlueArguments
 from hf_cyclprune.glue.tasks import get_task
 from hf_cyclprune.hub.secret import redact
@@ -26,6 +27,30 @@ _ACTIONS = ("do_train", "do_eval", "do_predict")
 _NOT_GIVEN = object()
 
 
+class _Parser(HfArgumentParser):
+    def format_help(self) -> str:
+        """With the flags of pruning above the many of transformers."""
+        sections: dict[str, list[Action]] = {"task and model": [], "pruning": [], "training": []}
+        glue, pruning = (
+            {f.name for f in dataclasses.fields(cls)} for cls in (GlueArguments, PruningConfig)
+        )
+        for action in self._actions:
+            name = action.dest.removeprefix("no_")
+            if name in pruning:
+                title = "pruning"
+            else:
+                title = "task and model" if name in {*glue, "help"} else "training"
+            sections[title].append(action)
+        formatter = self._get_formatter()
+        formatter.add_usage(self.usage, self._actions, self._mutually_exclusive_groups)
+        formatter.add_text(self.description)
+        for title, actions in sections.items():
+            formatter.start_section(title)
+            formatter.add_arguments(actions)
+            formatter.end_section()
+        return formatter.format_help()
+
+
 def parse_flags(argv: Sequence[str]) -> tuple[GlueArguments, PruningArguments]:
     """The arguments of `hf-cyclprune glue argv`; a flag overrides the file's value.
 
@@ -36,7 +61,7 @@ def parse_flags(argv: Sequence[str]) -> tuple[GlueArguments, PruningArguments]:
         ValueError: an unknown name, or a value out of its range.
         SystemExit: a value of the wrong type, a missing one, or --help (argparse).
     """
-    parser = HfArgumentParser(
+    parser = _Parser(
         (GlueArguments, PruningArguments),  # type: ignore[arg-type]
         prog="hf-cyclprune glue",
         usage=_USAGE,

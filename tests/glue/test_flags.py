@@ -1,11 +1,15 @@
+import dataclasses
 import json
 
 import pytest
 
 pytest.importorskip("datasets", reason="the extra glue is not installed")
 
+from hf_cyclprune.config import PruningConfig
 from hf_cyclprune.glue import flags
+from hf_cyclprune.glue.arguments import GlueArguments
 from hf_cyclprune.glue.flags import parse_flags
+from hf_cyclprune.training.arguments import PruningArguments
 
 NAMES = ["--task_name", "sst2", "--model_name_or_path", "somewhere"]
 
@@ -32,6 +36,22 @@ def test_flags_of_all_three_kinds_arrive():
         128,
     )
     assert (args.sparsity, args.num_cycles, args.seed) == (0.9, 2, 7)
+
+
+def test_help_shows_the_flags_of_pruning_before_those_of_transformers(capsys):
+    with pytest.raises(SystemExit):
+        parse_flags(["--help"])
+    shown = capsys.readouterr().out
+    order = ["--task_name", "pruning:", "--sparsity", "--fix_loss_scaling", "training:"]
+    places = [shown.index(text, shown.index("task and model:")) for text in order]
+    assert places == sorted(places)
+    last = shown.index("training:")
+    assert places[-1] < shown.index("--learning_rate") < shown.index("--hub_token")
+    pruning = shown[places[1] : last]
+    assert all(f"--{f.name} " in pruning for f in dataclasses.fields(PruningConfig))
+    assert "--seed" not in pruning
+    names = {f.name for cls in (GlueArguments, PruningArguments) for f in dataclasses.fields(cls)}
+    assert all(shown.count(f"\n  --{name} ") == 1 for name in names if f"--{name}" in shown)
 
 
 def test_without_sparsity_or_pattern_the_run_is_dense():
