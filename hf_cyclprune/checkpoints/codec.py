@@ -32,7 +32,8 @@ The format, version 1. All integers are little-endian and unsigned.
                         the stream of each level, which is about m elements (the first about all
                           n): a digit in base 4 for each in order, four to a byte, the first one
                           least significant, 0 after the last; digits 0, 1, 2 are this value of the
-                          level, and 3 leaves the element to what follows
+                          level, and 3 leaves the element to what follows, which at most
+                          half of the digits do
                         a stream of the exponents, a byte each, that are left
             n         for each kept element a byte: its sign, the highest bit, and its seven bits
                       below the exponent

@@ -150,11 +150,7 @@ def read_tensor(path: Path, name: str) -> Tensor:
         PackedError: it is not there, or cannot be read.
     """
     with _opened(path) as file:
-        try:
-            tensor: Tensor = file.get_tensor(name)
-        except SafetensorError as error:
-            raise PackedError(f"'{name}' cannot be read from {path}: {error}.") from error
-    return tensor
+        return _get_tensor(file, path, name)
 
 
 def check_file(path: Path) -> dict[str, Tensor]:
@@ -174,7 +170,7 @@ def check_file(path: Path) -> dict[str, Tensor]:
                 f"{path} must hold the tensors that it lists; got a difference at '{odd[0]}'. "
                 "Get the file again."
             )
-        tensors = {name: file.get_tensor(name) for name in names}
+        tensors = {name: _get_tensor(file, path, name) for name in names}
         for name, tensor in tensors.items():
             is_known = tensor.dtype in _DTYPE_NAMES and (
                 not name.endswith(SUFFIX) or (tensor.dtype == torch.uint8 and tensor.ndim == 1)
@@ -185,6 +181,14 @@ def check_file(path: Path) -> dict[str, Tensor]:
                     "file again."
                 )
     return tensors
+
+
+def _get_tensor(file: Any, path: Path, name: str) -> Tensor:
+    try:
+        tensor: Tensor = file.get_tensor(name)
+    except SafetensorError as error:
+        raise PackedError(f"'{name}' cannot be read from {path}: {error}.") from error
+    return tensor
 
 
 def _read_checksums(path: Path, metadata: dict[str, str]) -> dict[str, int]:

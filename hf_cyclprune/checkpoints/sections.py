@@ -90,10 +90,10 @@ def code_exponents(exponents: Bytes) -> bytes:
     tables, left = b"", exponents
     streams: list[Bytes] = []
     while left.size > 32 and len(streams) < _MAX_LEVELS:
-        counts = np.bincount(left, minlength=256)
+        counts = _count(left)
         table = np.argsort(-counts, kind="stable")[:_LATER].astype(np.uint8)
         if counts[table].sum() < left.size / 2:
-            break  # another level would hardly shorten what is left
+            break  # the format has no such level, which would hardly shorten what is left
         digit_of = np.full(256, _LATER, np.uint8)
         digit_of[table] = range(_LATER)
         digits = np.zeros(-(-left.size // 4) * 4, np.uint8)
@@ -106,6 +106,14 @@ def code_exponents(exponents: Bytes) -> bytes:
     coded = [to_stream(stream) for stream in (*streams, left)]
     lengths = np.array([len(stream) for stream in coded], "<u8")
     return b"".join([bytes([num_levels]), tables, lengths.tobytes(), *coded])
+
+
+def _count(values: Bytes) -> NDArray[np.intp]:
+    """How often each of the 256 values occurs; `np.bincount` would take 8 bytes for each."""
+    counts = np.zeros(256, np.intp)
+    for part in _parts(values.size):
+        counts += np.bincount(values[part], minlength=256)
+    return counts
 
 
 def decode_exponents(coded: memoryview, size: int) -> Bytes:
@@ -138,6 +146,7 @@ def _decode_levels(tables: Bytes, streams: Sequence[memoryview], size: int) -> B
     later = next(value for value in range(4) if value not in tables[0])  # not a value here
     exponents = _look_up(np.append(tables[0], np.uint8(later)), digits)[:size]
     num_later = sum(int(np.count_nonzero(exponents[part] == later)) for part in _parts(size))
+    check(num_later <= size / 2, "a level that leaves more than half of the exponents")
     rest = _decode_levels(tables[1:], streams[1:], num_later)
     done = 0
     for part in _parts(size) if num_later else ():
@@ -171,11 +180,16 @@ def _look_up(table: Bytes, digits: Bytes) -> Bytes:
 
 def find_gaps(is_kept: NDArray[np.bool_]) -> Bytes:
     """Zeros before each kept element, as the bytes of the format."""
-    gaps = np.diff(np.flatnonzero(is_kept), prepend=-1) - 1
-    num_skips = gaps // _SKIP
-    symbols = np.full(gaps.size + int(num_skips.sum()), _SKIP, np.uint8)
-    symbols[np.arange(gaps.size) + np.cumsum(num_skips)] = gaps % _SKIP
-    return symbols
+    coded, last = [], -1
+    for part in _parts(is_kept.size):
+        places = np.flatnonzero(is_kept[part]) + part.start
+        gaps = np.diff(places, prepend=last) - 1
+        num_skips = gaps // _SKIP
+        symbols = np.full(gaps.size + int(num_skips.sum()), _SKIP, np.uint8)
+        symbols[np.arange(gaps.size) + np.cumsum(num_skips)] = gaps % _SKIP
+        coded.append(symbols)
+        last = int(places[-1]) if places.size else last
+    return np.concatenate(coded) if coded else np.empty(0, np.uint8)
 
 
 def place_gaps(coded: memoryview, kept: Kept, values: NDArray[Any]) -> None:

@@ -208,18 +208,14 @@ def test_gaps_around_multiples_of_the_skip_come_back(gap, tail):
 
 @pytest.mark.parametrize("num_skips", [-1, 0, 1])
 def test_skips_across_the_border_of_a_chunk_come_back(num_skips):
-    """2^17 bytes of gaps end in the middle of a run of 255s."""
-    weight = torch.zeros(CHUNK + 255 * 400 + 100)
-    weight[: CHUNK - 200 + num_skips] = normal(CHUNK - 200 + num_skips).abs() + 1
+    """2^17 bytes of gaps end in the middle of a run of 255s, and an element follows it."""
+    size = CHUNK - 200 + num_skips
+    weight = torch.zeros(size + 255 * 400 + 1)
+    weight[:size] = normal(size).abs() + 1
     weight[-1] = 1
-    symbols = np.frombuffer(bytes(CHUNK - 200 + num_skips) + b"\xff" * 400, np.uint8)
-    blob = build(
-        (weight.numel(),),
-        CHUNK - 200 + num_skips,
-        raw(symbols),
-        *split(weight[: CHUNK - 200 + num_skips]),
-    )
-    assert torch.equal(decode(blob, "w", weight.shape)[:-1], weight[:-1])
+    gaps = raw(bytes(size) + b"\xff" * 400 + b"\0")
+    blob = build(weight.shape, size + 1, gaps, *split(weight[weight != 0]))
+    assert torch.equal(decode(blob, "w", weight.shape), weight)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -255,16 +251,36 @@ def test_exponents_left_to_later_levels_come_back(share, dtype):
     assert levels_of(blob, (size,))[0] >= 2
 
 
-def test_a_stream_is_deflated_where_that_saves_a_tenth():
-    """Half of the exponents are alike in one weight; in the other all digits occur as often."""
+@pytest.mark.parametrize(
+    ("shares", "is_deflated"),
+    [
+        ((0.9, 0.05, 0.05), True),
+        ((0.4, 0.2, 0.2, 0.2), False),  # would save 4%
+        ((0.25, 0.25, 0.25, 0.25), False),
+    ],
+)
+def test_a_stream_is_deflated_where_that_saves_a_tenth(shares, is_deflated):
     size = 40_000
     generator = np.random.default_rng(0)
-    for shares, is_deflated in (((0.9, 0.05, 0.05), True), ((0.25, 0.25, 0.25, 0.25), False)):
-        exponents = generator.choice(len(shares), size, p=shares)
-        weight = torch.from_numpy(2.0**exponents * (1 + generator.random(size))).float()
-        num_levels, lengths = levels_of(assert_round_trip(weight), (size,))
-        assert num_levels >= 1
-        assert (lengths[0] < size // 4) == is_deflated
+    exponents = generator.choice(len(shares), size, p=shares)
+    weight = torch.from_numpy(2.0**exponents * (1 + generator.random(size))).float()
+    num_levels, lengths = levels_of(assert_round_trip(weight), (size,))
+    assert num_levels >= 1
+    assert (lengths[0] < size // 4) == is_deflated
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_exponents_that_could_fill_more_levels_than_the_format_has_have_eight(dtype):
+    """Three values take half of what each of ten levels leaves."""
+    exponents = np.concatenate([np.repeat(range(3 * i, 3 * i + 3), 2 << 13 - i) for i in range(10)])
+    weight = from_bits((exponents + 100) << 8 * dtype.itemsize - 9, dtype)
+    assert levels_of(assert_round_trip(weight), weight.shape)[0] == 8
+
+
+def test_a_level_that_would_take_less_than_half_is_left_out():
+    generator = np.random.default_rng(0)
+    weight = torch.from_numpy(2.0 ** generator.integers(0, 8, 10_000)).bfloat16()
+    assert levels_of(assert_round_trip(weight), weight.shape)[0] == 0
 
 
 @st.composite
@@ -302,6 +318,20 @@ def test_the_form_is_the_one_that_costs_least(dtype):
     block[:50] = weight[:50]
     block[:50][block[:50] == 0] = 1
     assert form_of(encode(block)) in (GAPS, BITMASK)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_of_two_forms_that_are_worth_it_the_smaller_is_taken(dtype):
+    weight = normal(100, 100, dtype=dtype)
+    weight[weight == 0] = 1
+    weight[50, 50] = 0
+    assert form_of(encode(weight)) == ALL
+    assert form_of(encode(prune(weight, 0.3))) == BITMASK
+
+
+def test_a_blob_as_large_as_the_tensor_is_not_worth_it():
+    assert encode(torch.zeros(23, dtype=torch.float16)) is None
+    assert encode(torch.zeros(24, dtype=torch.float16)).size == 46
 
 
 def test_noise_is_stored_as_it_is():
@@ -511,7 +541,7 @@ def test_one_must_be_known(small):
 
 @pytest.mark.parametrize(
     "dims",
-    [(0, 2**63), (2**64 - 1, 0), (2**62, 2**62, 0, 4), (0, 2**40, 2**40)],
+    [(0, 2**63), (2**64 - 1, 0), (2**62, 2**62, 0, 4), (0, 2**40, 2**40), (0, 101)],
 )
 @pytest.mark.parametrize("form", [ALL, GAPS, BITMASK])
 def test_dimensions_too_large_for_a_tensor_are_refused_even_beside_a_zero(dims, form):
@@ -594,6 +624,13 @@ def test_gaps_are_refused_even_where_a_skip_leads_beyond_the_end(symbols):
     assert_refused(build(shape, 3, raw([*symbols, 255, 255]), **parts(THREE)), shape)
 
 
+def test_gaps_are_inflated_no_further_than_their_elements_and_skips_can_take():
+    """Three elements of 510 take five bytes at most."""
+    for symbols, match in (([0] * 5, "more positions"), ([0] * 6, "longer than")):
+        blob = build((2, 255), 3, raw(symbols), **parts(THREE))
+        assert_refused(blob, (2, 255), match=match)
+
+
 @pytest.mark.parametrize(
     ("bitmask", "match"),
     [
@@ -611,6 +648,17 @@ def test_gaps_are_refused_even_where_a_skip_leads_beyond_the_end(symbols):
 def test_a_wrong_bitmask_is_refused(bitmask, match):
     blob = build((2, 32), 3, bitmask, **parts(THREE), form=BITMASK)
     assert_refused(blob, match=match)
+
+
+@pytest.mark.parametrize("size", [57, 60, 63])
+def test_bits_beyond_the_end_of_a_bitmask_are_refused(size):
+    for bit in range(size, 64):
+        bitmask = (7 | 1 << bit).to_bytes(8, "little")
+        blob = build((size,), 3, bitmask, **parts(THREE), form=BITMASK)
+        assert_refused(blob, (size,), match="bits beyond the end")
+    last = (3 | 1 << size - 1).to_bytes(8, "little")
+    blob = build((size,), 3, last, **parts(THREE), form=BITMASK)
+    assert torch.equal(decode(blob, "w", (size,))[[0, 1, -1]], THREE)
 
 
 def test_all_elements_must_be_there_where_the_form_says_so():
@@ -643,9 +691,10 @@ def test_all_elements_must_be_there_where_the_form_says_so():
         (levels([], b""), "cut"),
         (levels([(1, 2, 3)], b"\x40", b""), "digits beyond"),  # a fourth digit of three
         (levels([(1, 2, 3)], b"\x24", b"\7"), "cut|invalid|longer"),  # none of them is left
-        (levels([(1, 2, 3)], b"\x33", b"\7"), "cut|invalid"),  # two are left, of one exponent
+        (levels([(1, 2, 3)], b"\x13", b""), "cut"),  # one is left
+        (levels([(1, 2, 3)], b"\x33", b"\7\7"), "more than half"),
         (levels([(1, 2, 3)], raw(b"\0\0"), b""), "longer than"),
-        (levels([(1, 2, 3)] * 2, b"\x33", b"\x10", b""), "digits beyond"),
+        (levels([(1, 2, 3)] * 2, b"\x13", b"\x04", b""), "digits beyond"),
     ],
 )
 def test_wrong_exponents_are_refused(coded, match):
@@ -659,14 +708,38 @@ def test_no_elements_have_no_exponents():
 
 
 def test_levels_of_exponents_are_read():
-    """1.0 has the exponent 127; digits 0, 3, 3 and then 1, 0 in the next level."""
-    coded = levels([(127, 0, 0), (129, 128, 9)], b"\x3c", b"\x01", b"")
-    blob = build((3,), 3, b"", coded, bytes(9), form=ALL)
-    assert torch.equal(decode(blob, "w", (3,)), torch.tensor([1.0, 2.0, 4.0]))
-    assert read_blob(blob.tobytes())[2] == torch.tensor([1.0, 2.0, 4.0]).numpy().tobytes()
-    coded = levels([(127, 0, 0)], b"\x3c", b"\x80\x81")
-    blob = build((3,), 3, b"", coded, bytes(9), form=ALL)
-    assert torch.equal(decode(blob, "w", (3,)), torch.tensor([1.0, 2.0, 4.0]))
+    """1.0 has the exponent 127; digits 0, 3, 0, 3 and then 1, 0 in the next level."""
+    weight = torch.tensor([1.0, 2.0, 1.0, 4.0])
+    for coded in (
+        levels([(127, 0, 0), (129, 128, 9)], b"\xcc", b"\x01", b""),
+        levels([(127, 0, 0)], b"\xcc", b"\x80\x81"),
+    ):
+        blob = build((4,), 4, b"", coded, bytes(12), form=ALL)
+        assert torch.equal(decode(blob, "w", (4,)), weight)
+        assert read_blob(blob.tobytes())[2] == weight.numpy().tobytes()
+
+
+def test_levels_that_leave_almost_all_are_refused_before_they_take_memory():
+    size = 1 << 20
+    coded = levels([(0, 1, 2)] * 8, *[raw(b"\xff" * (size // 4))] * 8, raw(bytes(size)))
+    blob = build((size,), size, b"", coded, bytes(size), form=ALL, code=2)
+    tracemalloc.start()
+    assert_refused(blob, (size,), match="leaves more than half")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3 * size
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("sparsity", [0, 0.5, 0.9])
+def test_packing_takes_little_memory_beside_the_weight(sparsity, dtype):
+    weight = prune(normal(1 << 21, dtype=dtype), sparsity)
+    encode(weight[:5000])  # what is loaded once
+    tracemalloc.start()
+    encode(weight)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 6 * weight.nbytes
 
 
 def test_a_table_may_hold_any_values():

@@ -278,6 +278,17 @@ def test_a_checksum_that_is_none_is_refused(path, checksums):
         check_file(path)
 
 
+def test_a_type_that_torch_cannot_read_is_refused(path):
+    header = {
+        "__metadata__": make_metadata({"a": 0}),
+        "a": {"dtype": "F6_E2M3", "shape": [4], "data_offsets": [0, 3]},
+    }
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(3))
+    with pytest.raises(PackedError, match="'a' cannot be read from"):
+        check_file(path)
+
+
 def test_metadata_nested_without_end_is_refused(path):
     save_file(load_file(path), path, {"hf_cyclprune": "[" * 200_000})
     with pytest.raises(PackedError, match="must be a packed file"):

@@ -544,6 +544,10 @@ def other_kept(blob):
     blob[12] += 1
 
 
+def huge_shape(blob):
+    blob[25] = 1  # 2^40 rows
+
+
 def remove_name(names):
     return [name for name in names if name != BIAS]
 
@@ -583,6 +587,7 @@ DAMAGES = {
     "newer file": (newer_file, "version 1; got 2"),
     "newer blob": (reseal(newer_blob), rf"{Q}.*version 2"),
     "other blob": (reseal(other_kept), Q),
+    "huge blob": (reseal(huge_shape), rf"{Q}.*the whole model has"),
 }
 
 

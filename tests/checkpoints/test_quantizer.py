@@ -119,6 +119,27 @@ def test_every_architecture_goes_there_and_back(tmp_path, name, pattern):
     assert verify(packed, tmp_path / "dense") is None
 
 
+def test_weights_that_differ_in_signs_alone_are_not_taken_for_each_other(tmp_path):
+    """Their blobs are alike in all but the checksum and the last bytes."""
+    model = build()
+    first, second = (layer.intermediate.dense.weight for layer in model.bert.encoder.layer)
+    second.data = torch.where(first.data == 0, 0.0, -first.data)  # not -0.0
+    loaded = AutoModelForSequenceClassification.from_pretrained(save(model, tmp_path))
+    assert_same_weights(loaded, model)
+
+
+def test_equal_weights_do_not_share_their_memory_once_loaded(tmp_path):
+    model = build()
+    first, second = (layer.intermediate.dense.weight for layer in model.bert.encoder.layer)
+    second.data = first.data.clone()
+    loaded = AutoModelForSequenceClassification.from_pretrained(save(model, tmp_path))
+    assert_same_weights(loaded, model)
+    first, second = (layer.intermediate.dense.weight for layer in loaded.bert.encoder.layer)
+    with torch.no_grad():
+        first.zero_()
+    assert torch.equal(second, model.bert.encoder.layer[1].intermediate.dense.weight)
+
+
 def test_what_is_loaded_computes_the_same(packed):
     ids = torch.arange(16)[None]
     with torch.no_grad():
