@@ -89,7 +89,8 @@ def code_exponents(exponents: Bytes) -> bytes:
         return b""
     tables, left = b"", exponents
     streams: list[Bytes] = []
-    while left.size > 32 and len(streams) < _MAX_LEVELS:
+    few = max(32, exponents.size / 32)  # for which a level is not worth the calls that read it
+    while left.size > few:  # five times at most: each level leaves half or less
         counts = _count(left)
         table = np.argsort(-counts, kind="stable")[:_LATER].astype(np.uint8)
         if counts[table].sum() < left.size / 2:

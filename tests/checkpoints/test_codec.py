@@ -248,7 +248,7 @@ def test_exponents_left_to_later_levels_come_back(share, dtype):
     weight = torch.from_numpy(values).to(dtype)
     blob = encode(weight)
     assert torch.equal(bits_of(decode(blob, "w", (size,))), bits_of(weight))
-    assert levels_of(blob, (size,))[0] >= 2
+    assert (levels_of(blob, (size,))[0] > 1) == (share > 1 / 32)
 
 
 @pytest.mark.parametrize(
@@ -270,11 +270,11 @@ def test_a_stream_is_deflated_where_that_saves_a_tenth(shares, is_deflated):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_exponents_that_could_fill_more_levels_than_the_format_has_have_eight(dtype):
-    """Three values take half of what each of ten levels leaves."""
+def test_levels_end_where_a_thirty_second_is_left(dtype):
+    """Three values take half of what each of ten levels would leave."""
     exponents = np.concatenate([np.repeat(range(3 * i, 3 * i + 3), 2 << 13 - i) for i in range(10)])
     weight = from_bits((exponents + 100) << 8 * dtype.itemsize - 9, dtype)
-    assert levels_of(assert_round_trip(weight), weight.shape)[0] == 8
+    assert levels_of(assert_round_trip(weight), weight.shape)[0] == 5
 
 
 def test_a_level_that_would_take_less_than_half_is_left_out():
@@ -717,6 +717,22 @@ def test_levels_of_exponents_are_read():
         blob = build((4,), 4, b"", coded, bytes(12), form=ALL)
         assert torch.equal(decode(blob, "w", (4,)), weight)
         assert read_blob(blob.tobytes())[2] == weight.numpy().tobytes()
+
+
+def test_eight_levels_are_read_and_nine_refused():
+    def halving(number):
+        """Each level tells the first half of what it is about; one element is left at the end."""
+        size = 1 << number
+        streams = [
+            b"\x55" * (m // 8) + b"\xff" * (m // 8) for m in (size >> i for i in range(number - 2))
+        ]
+        coded = levels([(0, 100 + i, 0) for i in range(number)], *streams, b"\xf5", b"\x0d", b"\7")
+        return build((size,), size, b"", coded, bytes(3 * size), form=ALL)
+
+    exponents = bits_of(decode(halving(8), "w", (256,))) >> 23
+    times = [128, 64, 32, 16, 8, 4, 2, 1, 1]
+    assert np.array_equal(exponents, np.repeat([*range(100, 108), 7], times))
+    assert_refused(halving(9), (512,), match="9 levels")
 
 
 def test_levels_that_leave_almost_all_are_refused_before_they_take_memory():
