@@ -27,7 +27,6 @@ _METHOD_TAGS = {
     "one-shot": "one-shot-pruning",
 }
 
-
 _METRIC_IDS = {
     **{name: name for name in ("accuracy", "f1", "precision", "recall", "spearmanr")},
     **{name: name for name in ("matthews_correlation", "mse", "mae", "perplexity")},
@@ -35,7 +34,6 @@ _METRIC_IDS = {
     "pearsonr": "pearsonr",
 }
 """Name of a metric in a run -> on the Hub (https://hf.co/metrics)."""
-
 
 _VARIANT = re.compile(r"_(mm|macro|micro|weighted)$")  # mm: the mismatched validation set of MNLI
 
@@ -45,7 +43,7 @@ def make_metadata(facts: CardFacts) -> dict[str, Any]:
     said = facts.record.card
     base = find_base_model(facts)
     results = _eval_results(facts)
-    measured = [r.metric_type for r in results if r.metric_type != "sparsity"]
+    metric_ids = [r.metric_type for r in results if r.metric_type != "sparsity"]
     data = {
         "language": texts(said.get("language")),
         "license": next(iter(texts(said.get("license")) + texts(facts.license)), None),
@@ -54,7 +52,7 @@ def make_metadata(facts: CardFacts) -> dict[str, Any]:
         "base_model": base,
         "base_model_relation": "finetune" if base else None,
         "datasets": dataset_ids(facts),
-        "metrics": list(dict.fromkeys(measured)),
+        "metrics": list(dict.fromkeys(metric_ids)),
         "tags": _tags(facts),
         "model_name": find_title(facts),
         "eval_results": results or None,

@@ -58,21 +58,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hf_cyclprune.checkpoints.errors import PackedError
+from hf_cyclprune.checkpoints.chunks import Bytes
+from hf_cyclprune.checkpoints.errors import PackedError, check
+from hf_cyclprune.checkpoints.exponents import code_exponents, decode_exponents
 from hf_cyclprune.checkpoints.sections import (
-    MOST,
-    Bytes,
     Kept,
-    check,
-    code_exponents,
-    decode_exponents,
-    deflate,
     find_gaps,
+    place_all,
     place_bits,
     place_gaps,
     split,
-    to_stream,
 )
+from hf_cyclprune.checkpoints.streams import MOST, deflate, to_stream
 
 VERSION = 1
 _MAGIC = b"HFCP"
@@ -233,17 +230,10 @@ def _parse(blob: memoryview) -> Head:
 
 def _decode(head: Head) -> Tensor:
     kind = _TYPES[head.dtype]
-    is_all = head.form == _ALL
-    is_whole = head.num_kept == head.size and not len(head.positions)
-    check(is_whole or not is_all, "not all elements are there")
     kept = Kept(decode_exponents(head.exponents, head.num_kept), head.rest, kind.bits)
-    values = (np.empty if is_all else np.zeros)(head.size, kind.bits)
-    if is_all:
-        kept.place_all(values)
-    elif head.form == _GAPS:
-        place_gaps(head.positions, kept, values)
-    else:
-        place_bits(head.positions, kept, values)
+    values = np.zeros(head.size, kind.bits)
+    place = {_ALL: place_all, _GAPS: place_gaps, _BITMASK: place_bits}[head.form]
+    place(head.positions, kept, values)
     signed = torch.from_numpy(values.view(f"i{kind.width}"))
     return signed.view(head.dtype).reshape(head.shape)
 

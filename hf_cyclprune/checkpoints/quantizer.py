@@ -18,11 +18,11 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from hf_cyclprune.checkpoints.chunks import Bytes
 from hf_cyclprune.checkpoints.codec import decode
 from hf_cyclprune.checkpoints.container import SUFFIX, check_file
 from hf_cyclprune.checkpoints.errors import PackedError
 from hf_cyclprune.checkpoints.facts import METHOD, Facts
-from hf_cyclprune.checkpoints.sections import Bytes
 
 
 @register_quantization_config(METHOD)

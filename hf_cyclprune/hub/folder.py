@@ -36,14 +36,15 @@ def read_facts(folder: str | Path, dense_run: str | Path | None = None) -> CardF
     model = load_model(folder)
     report = report_model(folder, model)
     record = load_record(folder) or _reconstruct(folder)
-    if not _is_of_the_weights(folder, record, report):
+    weights = fingerprint(folder)
+    if not _is_of_the_weights(folder, record, report, weights):
         logger.warning(
             f"The weights in {folder} are not those that its {RECORD_NAME} or {REPORT_NAME} is "
             "about: the card has the new count of their zeros, and nothing of the run."
         )
         record = RunRecord(0, 0, 0, base_model=record.base_model, card=record.card)
         report = replace(report, cycles=())
-    record = replace(record, fingerprint=fingerprint(folder))
+    record = replace(record, fingerprint=weights)
     if dense_run is not None:
         dense = read_dense_metrics(dense_run, record.metrics)
         record = replace(record, dense_metrics=dense)
@@ -58,11 +59,13 @@ def read_facts(folder: str | Path, dense_run: str | Path | None = None) -> CardF
     )
 
 
-def _is_of_the_weights(folder: Path, record: RunRecord, report: SparsityReport) -> bool:
+def _is_of_the_weights(
+    folder: Path, record: RunRecord, report: SparsityReport, weights: int
+) -> bool:
+    """Whether what was saved is about the model with this count and this fingerprint."""
     saved = load_report(folder)
     is_counted = saved is None or saved.num_zeros == report.num_zeros
-    is_known = record.fingerprint is not None
-    return is_counted and (not is_known or record.fingerprint == fingerprint(folder))
+    return is_counted and record.fingerprint in (None, weights)
 
 
 def check_pushable(folder: Path) -> None:

@@ -51,11 +51,8 @@ class PushingTrainer(RecordingTrainer):
     """
 
     _push: _Push | None = None
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._is_branch_clean = False
-        """Whether the branch holds nothing that a push by `Trainer` would leave behind."""
-        super().__init__(*args, **kwargs)
+    _is_branch_clean = False
+    """Whether the branch holds nothing that a push by `Trainer` would leave behind."""
 
     @property
     def _repo_name(self) -> str:
