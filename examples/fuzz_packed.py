@@ -23,9 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hf_cyclprune.checkpoints import container
-from hf_cyclprune.checkpoints.codec import decode, encode
-from hf_cyclprune.checkpoints.errors import PackedError
+from hf_cyclprune.packing import file as container
+from hf_cyclprune.packing.blob import decode, encode
+from hf_cyclprune.packing.errors import PackedError
 
 BLOBS_PER_FILE = 20
 ODD_NUMBERS = (0, 1, 2, 7, 255, 2**16, 2**31, 2**32, 2**40, 2**62, 2**63 - 1, 2**63, 2**64 - 1)

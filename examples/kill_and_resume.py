@@ -32,7 +32,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 from hf_cyclprune import PruningConfig, PruningTrainer, verify
-from hf_cyclprune.training.checkpoints import newest_checkpoint
+from hf_cyclprune.training.damage import newest_checkpoint
 
 MAX_STEPS, SAVE_STEPS = 120, 2
 

@@ -29,8 +29,8 @@ from transformers import AutoModel, BertConfig, BertModel
 from transformers.utils import logging
 
 from hf_cyclprune import PruningConfig, find_targets, pack, prune_
-from hf_cyclprune.checkpoints.codec import encode
 from hf_cyclprune.demo.model import find_model
+from hf_cyclprune.packing.blob import encode
 
 try:
     import zstandard

@@ -1,10 +1,10 @@
 """Cyclical pruning of BERT-style models while Hugging Face transformers fine-tunes them."""
 
-import hf_cyclprune.checkpoints.quantizer  # noqa: F401, lets from_pretrained read packed folders
-from hf_cyclprune.checkpoints.packed import load_packed, pack, save_packed, unpack
-from hf_cyclprune.checkpoints.weights import verify
+import hf_cyclprune.packing.loading  # noqa: F401, lets from_pretrained read packed folders
 from hf_cyclprune.config import PruningConfig, load_config, save_config
 from hf_cyclprune.one_shot import prune_
+from hf_cyclprune.packing.folder import load_packed, pack, save_packed, unpack
+from hf_cyclprune.packing.weights import verify
 from hf_cyclprune.pruning.pruner import Pruner
 from hf_cyclprune.pruning.schedules import Schedule
 from hf_cyclprune.pruning.targets import find_targets

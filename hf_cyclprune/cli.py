@@ -8,14 +8,14 @@ from pathlib import Path
 
 import torch
 
-from hf_cyclprune.checkpoints.packed import pack, unpack
-from hf_cyclprune.checkpoints.weights import verify
 from hf_cyclprune.hub.errors import PushError
 from hf_cyclprune.hub.folder import check_pushable, read_facts
 from hf_cyclprune.hub.push import check_repo_id, push_folder
-from hf_cyclprune.hub.secret import redact
-from hf_cyclprune.reporting.folders import report_folder
+from hf_cyclprune.packing.folder import pack, unpack
+from hf_cyclprune.packing.weights import verify
+from hf_cyclprune.reporting.folder import report_folder
 from hf_cyclprune.reporting.table import print_table
+from hf_cyclprune.secrets import redact
 
 DTYPES = ("float32", "bfloat16", "float16")
 

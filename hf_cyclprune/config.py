@@ -1,7 +1,6 @@
 """Every choice of a user in one flat dataclass; also the command-line flags and the JSON file."""
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hf_cyclprune.pruning.checks import (
+from hf_cyclprune.checks import (
     check_count,
     check_expressions,
     check_flag,
@@ -18,6 +17,7 @@ from hf_cyclprune.pruning.checks import (
     check_known,
     check_sparsity,
 )
+from hf_cyclprune.files import read_json, write_json
 from hf_cyclprune.pruning.criteria import CRITERIA, Criterion
 from hf_cyclprune.pruning.patterns import NM, Pattern, parse_pattern
 from hf_cyclprune.pruning.pruner import HeldPruner, Pruner
@@ -204,10 +204,7 @@ def config_from_dict(values: dict[str, Any]) -> PruningConfig:
 
 def save_config(config: PruningConfig, folder: str | Path) -> Path:
     """Write pruning_config.json into `folder`."""
-    path = Path(folder) / CONFIG_NAME
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(config_to_dict(config), indent=2) + "\n", encoding="utf-8")
-    return path
+    return write_json(Path(folder) / CONFIG_NAME, config_to_dict(config))
 
 
 def load_config(folder: str | Path) -> PruningConfig:
@@ -216,17 +213,7 @@ def load_config(folder: str | Path) -> PruningConfig:
     Raises:
         FileNotFoundError, ValueError: it is not there, or not a valid config.
     """
-    text = (Path(folder) / CONFIG_NAME).read_text(encoding="utf-8")
-    try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
-        values = error
-    if not isinstance(values, dict):
-        raise ValueError(
-            f"{CONFIG_NAME} must hold a JSON object; got {type(values).__name__} in {folder}. "
-            "Write it with save_config."
-        )
-    return config_from_dict(values)
+    return config_from_dict(read_json(Path(folder) / CONFIG_NAME, "Write it with save_config."))
 
 
 def _check_agreement(sparsity: float | None, pattern: Pattern) -> None:

@@ -8,7 +8,7 @@ from transformers.utils import logging
 from hf_cyclprune.cli import main
 from hf_cyclprune.demo import run
 from hf_cyclprune.demo.model import find_model
-from hf_cyclprune.reporting.folders import report_folder
+from hf_cyclprune.reporting.folder import report_folder
 
 
 @pytest.fixture(autouse=True)

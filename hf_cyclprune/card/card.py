@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from hf_cyclprune.card.facts import (
     TASKS,
-    CardFacts,
+    Card,
     dataset_ids,
     dataset_part,
     find_base_model,
@@ -48,7 +48,7 @@ from hf_cyclprune.config import PruningConfig, config_to_dict
 _MARK = "<!-- hf_cyclprune model card"
 
 
-def make_card(facts: CardFacts) -> str:
+def make_card(facts: Card) -> str:
     """The text of README.md: metadata for the Hub, then what a person reads."""
     return f"---\n{to_yaml(make_metadata(facts))}---\n\n{_body(facts)}"
 
@@ -62,7 +62,7 @@ def is_own_card(text: str) -> bool:
     return any(line.startswith(_MARK) for line in text.splitlines())
 
 
-def _body(facts: CardFacts) -> str:
+def _body(facts: Card) -> str:
     """The template, filled in."""
     text = _template().render(
         **{f.name: getattr(facts, f.name) for f in dataclasses.fields(facts)},
@@ -84,7 +84,7 @@ def _template() -> jinja2.Template:
     return environment.from_string(source)
 
 
-def _names(facts: CardFacts) -> dict[str, Any]:
+def _names(facts: Card) -> dict[str, Any]:
     """What the template says of the model and its run, beside the facts themselves."""
     config, record = facts.config, facts.record
     target = config.target_sparsity
@@ -124,7 +124,7 @@ def _auto_class(model_class: str | None) -> str | None:
     return model_class if end is None else f"AutoModel{end}"
 
 
-def _dataset_links(facts: CardFacts) -> list[str]:
+def _dataset_links(facts: Card) -> list[str]:
     """Markdown: the names of the datasets, linked where each has an id on the Hub."""
     ids = dataset_ids(facts)
     names = texts(facts.record.card.get("dataset")) or ids
@@ -166,7 +166,7 @@ def _accuracy_error(metrics: Mapping[str, Any]) -> float | None:
     return math.sqrt(accuracy * (1 - accuracy) / count)
 
 
-def _is_recovery_zero(facts: CardFacts) -> bool:
+def _is_recovery_zero(facts: Card) -> bool:
     shares = [cycle.recovered_share_at_end for cycle in facts.report.cycles]
     known = [share for share in shares if share is not None]
     return bool(known) and not any(known)

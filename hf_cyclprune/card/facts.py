@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 from hf_cyclprune.card.text import one_line, texts
 from hf_cyclprune.config import PruningConfig
-from hf_cyclprune.reporting.record import RunRecord
 from hf_cyclprune.reporting.report import SparsityReport
+from hf_cyclprune.reporting.run import RunRecord
 
 TASKS = {
     "ForSequenceClassification": "text-classification",
@@ -21,7 +21,7 @@ TASKS = {
 
 
 @dataclass(frozen=True)
-class CardFacts:
+class Card:
     """Everything that the card may say; what is None or empty is absent from it."""
 
     model_name: str
@@ -49,7 +49,7 @@ class CardFacts:
     """Of the base model; what the caller of create_model_card said goes before it."""
 
 
-def find_method(facts: CardFacts) -> str:
+def find_method(facts: Card) -> str:
     """What was done to the weights, whatever the options are called.
 
     Cyclical if sparsity fell before they stood; those of a first cycle have only seen a climb.
@@ -66,7 +66,7 @@ def find_method(facts: CardFacts) -> str:
     return "one-shot" if is_at_once else "gradual"
 
 
-def is_of_first_cycle(facts: CardFacts) -> bool:
+def is_of_first_cycle(facts: Card) -> bool:
     """Whether more cycles were planned than these weights have seen the beginning of: one."""
     config, record = facts.config, facts.record
     if config.method == "hold" or not record.weights_step:
@@ -75,31 +75,31 @@ def is_of_first_cycle(facts: CardFacts) -> bool:
     return schedule.num_cycles > 1 and record.weights_step <= schedule.edges[1]
 
 
-def find_patterns(facts: CardFacts) -> list[str]:
+def find_patterns(facts: Card) -> list[str]:
     """The n:m patterns that the run aimed at, or kept, and that all target weights satisfy."""
     config, found = facts.config, facts.report.patterns
     return [name for name in found if config.method == "hold" or name == config.pattern]
 
 
-def find_task(facts: CardFacts) -> str | None:
+def find_task(facts: Card) -> str | None:
     """What the caller said, or what the class is for."""
     said = texts(facts.record.card.get("tasks"))
     found = [task for end, task in TASKS.items() if (facts.model_class or "").endswith(end)]
     return next(iter(said + found), None)
 
 
-def find_base_model(facts: CardFacts) -> str | None:
+def find_base_model(facts: Card) -> str | None:
     """Its id on the Hub; None if it has none."""
     said = texts(facts.record.card.get("finetuned_from"))
     return next(filter(_is_repo_id, said + texts(facts.record.base_model)), None)
 
 
-def dataset_ids(facts: CardFacts) -> list[str]:
+def dataset_ids(facts: Card) -> list[str]:
     """Those on the Hub."""
     return list(filter(_is_repo_id, texts(facts.record.card.get("dataset_tags"))))
 
 
-def dataset_part(facts: CardFacts, part: str) -> str | None:
+def dataset_part(facts: Card, part: str) -> str | None:
     """The "config" or the "split" of the only dataset."""
     about = facts.record.card.get("dataset_metadata")
     if isinstance(about, list | tuple):
@@ -118,6 +118,6 @@ def _is_repo_id(name: str) -> bool:
     )
 
 
-def find_title(facts: CardFacts) -> str:
+def find_title(facts: Card) -> str:
     """The model's name, on one line."""
     return one_line(facts.model_name) or one_line(facts.repo_id or "") or "Pruned model"

@@ -9,7 +9,7 @@ from huggingface_hub import EvalResult
 from huggingface_hub.repocard_data import ModelCardData
 
 from hf_cyclprune.card.facts import (
-    CardFacts,
+    Card,
     dataset_ids,
     dataset_part,
     find_base_model,
@@ -38,7 +38,7 @@ _METRIC_IDS = {
 _VARIANT = re.compile(r"_(mm|macro|micro|weighted)$")  # mm: the mismatched validation set of MNLI
 
 
-def make_metadata(facts: CardFacts) -> dict[str, Any]:
+def make_metadata(facts: Card) -> dict[str, Any]:
     """As the Hub wants it; without what is not known."""
     said = facts.record.card
     base = find_base_model(facts)
@@ -64,7 +64,7 @@ def make_metadata(facts: CardFacts) -> dict[str, Any]:
     return dict(card.to_dict())
 
 
-def _tags(facts: CardFacts) -> list[str]:
+def _tags(facts: Card) -> list[str]:
     report, config = facts.report, facts.config
     tags = ["hf_cyclprune", "generated_from_trainer"]
     if method := _METHOD_TAGS.get(find_method(facts)):
@@ -77,7 +77,7 @@ def _tags(facts: CardFacts) -> list[str]:
     return list(dict.fromkeys(tags + texts(facts.record.card.get("tags"))))
 
 
-def _eval_results(facts: CardFacts) -> list[EvalResult]:
+def _eval_results(facts: Card) -> list[EvalResult]:
     """The metrics with a name on the Hub and the sparsity; none without one task and dataset."""
     said, task, ids = facts.record.card, find_task(facts), dataset_ids(facts)
     metrics = {

@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-from hf_cyclprune.card.facts import CardFacts
+from hf_cyclprune.card.facts import Card
 from hf_cyclprune.card.text import Rows, measured, number, percent
 from hf_cyclprune.reporting.report import SparsityReport
 
 
-def make_tables(facts: CardFacts) -> dict[str, Any]:
+def make_tables(facts: Card) -> dict[str, Any]:
     """Rows under the names that the template has for them."""
     metrics = _metric_rows(facts)
     return {
@@ -21,7 +21,7 @@ def make_tables(facts: CardFacts) -> dict[str, Any]:
     }
 
 
-def _metric_rows(facts: CardFacts) -> Rows:
+def _metric_rows(facts: Card) -> Rows:
     dense = measured(facts.record.dense_metrics)
     return [
         {"metric": name, "dense": number(dense.get(name)), "pruned": number(value)}
@@ -42,7 +42,7 @@ def _group_rows(title: str, groups: Mapping[str, SparsityReport]) -> Rows:
     ]
 
 
-def _cycle_rows(facts: CardFacts) -> Rows:
+def _cycle_rows(facts: Card) -> Rows:
     """One for each finished cycle; none where there is but one to come."""
     if facts.config.num_cycles == 1 or facts.config.method == "hold":
         return []
@@ -62,7 +62,7 @@ def _cycle_rows(facts: CardFacts) -> Rows:
     ]
 
 
-def _size_rows(facts: CardFacts) -> Rows:
+def _size_rows(facts: Card) -> Rows:
     packed = facts.packed_bytes if facts.packed_folder else None
     sizes = {"dense": facts.dense_bytes, "packed": packed}
     return [

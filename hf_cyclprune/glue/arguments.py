@@ -4,8 +4,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from hf_cyclprune.checks import check_count
 from hf_cyclprune.glue.tasks import TASKS, get_task
-from hf_cyclprune.pruning.checks import check_count
 
 
 def _option(meaning: str, default: Any = dataclasses.MISSING) -> Any:

@@ -14,7 +14,7 @@ from transformers import HfArgumentParser
 from hf_cyclprune.config import PruningConfig
 from hf_cyclprune.glue.arguments import GlueArguments
 from hf_cyclprune.glue.tasks import get_task
-from hf_cyclprune.hub.secret import redact
+from hf_cyclprune.secrets import redact
 from hf_cyclprune.training.arguments import PruningArguments
 from hf_cyclprune.training.device import has_accelerator
 

@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 from hf_cyclprune.glue.arguments import GlueArguments
 from hf_cyclprune.glue.tasks import GlueTask
-from hf_cyclprune.training.names import save_under_own_names
+from hf_cyclprune.training.upstream import save_under_own_names
 
 _SHIFTED = ("roberta", "xlm-roberta", "camembert", "mpnet", "xlm-roberta-xl", "data2vec-text")
 logger = logging.get_logger(__name__)

@@ -9,7 +9,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_cyclprune.glue.arguments import GlueArguments
 from hf_cyclprune.training.arguments import PruningArguments
-from hf_cyclprune.training.checkpoints import find_damage, newest_checkpoint
+from hf_cyclprune.training.damage import find_damage, newest_checkpoint
 
 RUN_NAME = "glue_config.json"
 _IDENTITY = (

@@ -14,6 +14,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from hf_cyclprune.checks import check_known
 from hf_cyclprune.glue.arguments import GlueArguments
 from hf_cyclprune.glue.data import HUB_DATASET, load_task
 from hf_cyclprune.glue.examples import Examples, make_examples
@@ -33,7 +34,6 @@ from hf_cyclprune.glue.output import (
 from hf_cyclprune.glue.tasks import GlueTask, get_task
 from hf_cyclprune.glue.train_loss import GlueTrainer
 from hf_cyclprune.hub.dense import read_results
-from hf_cyclprune.pruning.checks import check_known
 from hf_cyclprune.reporting.report import SparsityReport
 from hf_cyclprune.training.arguments import PruningArguments
 from hf_cyclprune.training.device import has_accelerator

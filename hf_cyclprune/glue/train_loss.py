@@ -14,8 +14,8 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import TrainOutput
 
 from hf_cyclprune.config import PruningConfig
-from hf_cyclprune.training.loss import is_loss_inflated
 from hf_cyclprune.training.trainer import PruningTrainer
+from hf_cyclprune.training.upstream import is_loss_inflated
 
 
 class LossTotal(TrainerCallback, ExportableState):

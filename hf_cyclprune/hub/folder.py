@@ -5,21 +5,21 @@ from pathlib import Path
 
 from transformers.utils import logging
 
-from hf_cyclprune.card.facts import CardFacts
-from hf_cyclprune.checkpoints.facts import dense_files, read_config
-from hf_cyclprune.checkpoints.weights import fingerprint
+from hf_cyclprune.card.facts import Card
 from hf_cyclprune.config import CONFIG_NAME, load_config
 from hf_cyclprune.hub.dense import read_dense_metrics
 from hf_cyclprune.hub.page import find_license
+from hf_cyclprune.packing.manifest import dense_files, read_config
+from hf_cyclprune.packing.weights import fingerprint
 from hf_cyclprune.pictures.runs import STATE_NAME, read_run
-from hf_cyclprune.reporting.folders import load_model, report_model
-from hf_cyclprune.reporting.record import RECORD_NAME, RunRecord, load_record
+from hf_cyclprune.reporting.folder import load_model, report_model
 from hf_cyclprune.reporting.report import REPORT_NAME, SparsityReport, load_report
+from hf_cyclprune.reporting.run import RECORD_NAME, RunRecord, load_record
 
 logger = logging.get_logger(__name__)
 
 
-def read_facts(folder: str | Path, dense_run: str | Path | None = None) -> CardFacts:
+def read_facts(folder: str | Path, dense_run: str | Path | None = None) -> Card:
     """What the card may say of the model in a folder; its zeros are counted now.
 
     Args:
@@ -48,7 +48,7 @@ def read_facts(folder: str | Path, dense_run: str | Path | None = None) -> CardF
     if dense_run is not None:
         dense = read_dense_metrics(dense_run, record.metrics)
         record = replace(record, dense_metrics=dense)
-    return CardFacts(
+    return Card(
         model_name=folder.resolve().name,
         report=report,
         config=config,

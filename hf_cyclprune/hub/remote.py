@@ -18,7 +18,7 @@ from hf_cyclprune.hub.page import (
     read_card,
 )
 from hf_cyclprune.hub.stage import link, staged
-from hf_cyclprune.reporting.record import RECORD_NAME
+from hf_cyclprune.reporting.run import RECORD_NAME
 
 logger = logging.get_logger(__name__)
 

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hf_cyclprune.checkpoints.masks import STATE_NAME
-from hf_cyclprune.checkpoints.packed import PICKLES
+from hf_cyclprune.files import STATE_NAME
 from hf_cyclprune.hub.page import HIDDEN
+from hf_cyclprune.packing.folder import PICKLES
 
 
 @contextmanager

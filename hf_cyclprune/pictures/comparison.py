@@ -21,8 +21,8 @@ from hf_cyclprune.pictures.curves import (
     number_text,
     planned,
 )
-from hf_cyclprune.pictures.ink import DASHES, SMALL, Look, drawing, looks, new_figure
 from hf_cyclprune.pictures.runs import Run, choose_metric
+from hf_cyclprune.pictures.style import DASHES, SMALL, Look, drawing, looks, new_figure
 
 _LONGEST = 36  # characters of a name
 _COLUMNS = (46, 60)  # points right of the axes: where sparsity ends and the metric begins

@@ -7,8 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from hf_cyclprune.pictures.ink import BLUE, GREEN, INK, SMALL, VERMILLION, drawing, new_figure
 from hf_cyclprune.pictures.runs import Run, choose_metric
+from hf_cyclprune.pictures.style import BLUE, GREEN, INK, SMALL, VERMILLION, drawing, new_figure
 from hf_cyclprune.pruning.schedules import Schedule
 
 _MOST_STEPS = 2000  # of a planned line: more than the picture has pixels

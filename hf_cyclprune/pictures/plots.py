@@ -17,9 +17,9 @@ except ModuleNotFoundError as error:
 
 from hf_cyclprune.pictures.comparison import draw_comparison
 from hf_cyclprune.pictures.curves import draw_schedule
-from hf_cyclprune.pictures.ink import DPI, write_picture
 from hf_cyclprune.pictures.runs import Run, distinct_names, read_run
 from hf_cyclprune.pictures.shares import draw_density, draw_recovery
+from hf_cyclprune.pictures.style import DPI, write_picture
 
 __all__ = [
     "Run",

@@ -11,8 +11,8 @@ from typing import Any
 
 from hf_cyclprune.config import CONFIG_NAME, PruningConfig, load_config
 from hf_cyclprune.pruning.schedules import Schedule
-from hf_cyclprune.reporting.record import RECORD_NAME, load_record
 from hf_cyclprune.reporting.report import REPORT_NAME, SparsityReport, load_report
+from hf_cyclprune.reporting.run import RECORD_NAME, load_record
 
 STATE_NAME = "trainer_state.json"
 RESULTS_NAME = "eval_results.json"  # written by Trainer.save_metrics("eval", ..)

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from hf_cyclprune.pictures.ink import BLUE, GREEN, INK, SMALL, VERMILLION, drawing, new_figure
+from hf_cyclprune.pictures.style import BLUE, GREEN, INK, SMALL, VERMILLION, drawing, new_figure
 from hf_cyclprune.reporting.cycles import CycleReport
 from hf_cyclprune.reporting.report import SparsityReport
 

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
-from hf_cyclprune.pruning.checks import (
+from hf_cyclprune.checks import (
     check_count,
     check_fraction,
     check_known,

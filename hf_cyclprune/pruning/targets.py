@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import nn
 
-from hf_cyclprune.pruning.checks import check_expressions
+from hf_cyclprune.checks import check_expressions
 
 
 def find_targets(

@@ -6,10 +6,9 @@ from dataclasses import asdict, dataclass, field, replace
 from numbers import Real
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from hf_cyclprune.checkpoints.masks import pack_mask, unpack_mask
+from hf_cyclprune.pruning.masks import compare_masks, pack_mask
 
 # What the Trainer adds to every evaluation, and what differs from run to run.
 _SPEED = ("_runtime", "_per_second", "_preparation_time", "_compilation_time")
@@ -155,20 +154,3 @@ def format_metric(value: float) -> str:
     """
     is_plain = value == 0 or 1e-3 <= abs(value) < 1e5
     return f"{value:.4f}" if is_plain else f"{value:.4g}"
-
-
-def compare_masks(
-    reference: Mapping[str, Tensor], masks: Mapping[str, Tensor]
-) -> tuple[float, float]:
-    """(share of all weights that only `masks` keep, Jaccard distance of the kept sets).
-
-    `reference` holds packed masks. Waits for the device once.
-    """
-    counts = []
-    for name, mask in masks.items():
-        before = unpack_mask(reference[name], tuple(mask.shape)).to(mask.device)
-        counts.append(torch.stack([(mask > before).sum(), (mask & before).sum(), before.sum()]))
-    recovered, in_both, kept_before = torch.stack(counts).sum(0).tolist()
-    total = sum(mask.numel() for mask in masks.values())
-    in_either = kept_before + recovered
-    return recovered / total, 1.0 - in_both / in_either if in_either else 0.0

@@ -9,19 +9,20 @@ from torch import Tensor, nn
 from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
-from hf_cyclprune.checkpoints.masks import load_state, save_state
 from hf_cyclprune.config import PruningConfig, config_to_dict
 from hf_cyclprune.pruning.pruner import Pruner
 from hf_cyclprune.pruning.targets import check_finite, exact_expressions, find_targets
 from hf_cyclprune.reporting.report import CHECKED_PATTERNS, SparsityReport
 from hf_cyclprune.training.arguments import PruningArguments
-from hf_cyclprune.training.cycle_lines import CycleLines
+from hf_cyclprune.training.cycle_log import CycleLines
 from hf_cyclprune.training.lr import restarts
-from hf_cyclprune.training.resume import (
+from hf_cyclprune.training.state import (
     capture_state,
     is_at_target,
+    load_state,
     masks_from_zeros,
     restore_state,
+    save_state,
     warn_of_changes,
 )
 

@@ -10,8 +10,8 @@ from typing import Any
 from transformers import Trainer
 from transformers.modelcard import extract_hyperparameters_from_trainer
 
-from hf_cyclprune.hub.secret import redact
-from hf_cyclprune.reporting.record import RunRecord
+from hf_cyclprune.reporting.run import RunRecord
+from hf_cyclprune.secrets import redact
 
 _PACKAGES = ("hf_cyclprune", "transformers", "torch", "accelerate", "datasets", "tokenizers")
 

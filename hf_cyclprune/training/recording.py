@@ -7,12 +7,12 @@ from typing import Any
 
 from transformers import Trainer
 
-from hf_cyclprune.card.facts import CardFacts
-from hf_cyclprune.checkpoints.weights import fingerprint
+from hf_cyclprune.card.facts import Card
 from hf_cyclprune.config import save_config
 from hf_cyclprune.hub.page import remove_extras
-from hf_cyclprune.hub.secret import hide_token
-from hf_cyclprune.reporting.record import RunRecord
+from hf_cyclprune.packing.weights import fingerprint
+from hf_cyclprune.reporting.run import RunRecord
+from hf_cyclprune.secrets import hide_token
 from hf_cyclprune.training.describe import find_base_model
 from hf_cyclprune.training.saving import holds_weights, saved_whole
 
@@ -51,7 +51,7 @@ class RecordingTrainer(Trainer):
         """Whether there is something for a card, without counting it."""
         return False
 
-    def card_facts(self) -> CardFacts | None:
+    def card_facts(self) -> Card | None:
         """What the card may say of the model now; None for the card of `Trainer`."""
         return None
 

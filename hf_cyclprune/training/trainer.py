@@ -11,19 +11,18 @@ from torch import nn
 from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from hf_cyclprune.card.facts import CardFacts
+from hf_cyclprune.card.facts import Card
 from hf_cyclprune.config import PruningConfig
 from hf_cyclprune.pruning.pruner import Pruner
 from hf_cyclprune.reporting.report import SparsityReport
 from hf_cyclprune.training.arguments import PruningArguments
 from hf_cyclprune.training.callback import PruningCallback
-from hf_cyclprune.training.checkpoints import forget_state, newest_checkpoint
+from hf_cyclprune.training.damage import forget_state, newest_checkpoint
 from hf_cyclprune.training.describe import describe
-from hf_cyclprune.training.gate import StopGate, held_patience
-from hf_cyclprune.training.loss import is_loss_inflated
 from hf_cyclprune.training.lr import check_restartable, get_restarting_scheduler
-from hf_cyclprune.training.names import save_under_own_names
-from hf_cyclprune.training.pushing import PushingTrainer
+from hf_cyclprune.training.publishing import PushingTrainer
+from hf_cyclprune.training.stopping import StopGate, held_patience
+from hf_cyclprune.training.upstream import is_loss_inflated, save_under_own_names
 
 _PREEMPTION_NAME = "checkpoint-is-incomplete.txt"
 
@@ -138,14 +137,14 @@ class PruningTrainer(PushingTrainer):
         callback = self.pruning_callback
         return callback.report(self._bare_model()) if callback is not None else None
 
-    def card_facts(self) -> CardFacts | None:
+    def card_facts(self) -> Card | None:
         """What the card may say of the model now; None if nothing was pruned."""
         callback, report = self.pruning_callback, self.sparsity_report()
         config = callback.active_config(self.args) if callback is not None else None
         if callback is None or config is None or report is None:
             return None
         step, model = self._weights_step(), self._bare_model()
-        return CardFacts(
+        return Card(
             model_name=self._repo_name.rpartition("/")[2],
             report=report,
             config=config,

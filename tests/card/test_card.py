@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from hf_cyclprune.card.card import is_own_card, make_card
-from hf_cyclprune.card.facts import CardFacts
+from hf_cyclprune.card.facts import Card
 from hf_cyclprune.config import PruningConfig, load_config, save_config
 from hf_cyclprune.reporting.cycles import CycleReport
-from hf_cyclprune.reporting.record import RunRecord, load_record
 from hf_cyclprune.reporting.report import SparsityReport, WeightReport, load_report
+from hf_cyclprune.reporting.run import RunRecord, load_record
 from tests.hub.cards import find_errors
 from tests.hub.server import WRITE_TOKEN, HubServer
 
@@ -60,7 +60,7 @@ RECORD = RunRecord(
     versions={"hf_cyclprune": "0.1.0", "torch": "2.9"},
     command="hf-cyclprune glue --task_name sst2 \\\n  --sparsity 0.8",
 )
-FULL = CardFacts(
+FULL = Card(
     model_name="sst2-80",
     report=make_report(cycles=CYCLES),
     config=PruningConfig(sparsity=0.8, num_cycles=2),
@@ -75,7 +75,7 @@ FULL = CardFacts(
     pictures={"schedule": "a/schedule.png", "density": "density.png", "recovery": "recovery.png"},
     license="apache-2.0",
 )
-BARE = CardFacts(
+BARE = Card(
     "bare", make_report(), PruningConfig(sparsity=0.8), RunRecord(1000, 1000, 1000), pictures={}
 )
 
@@ -595,7 +595,7 @@ def test_the_card_says_which_weights_it_counts(options, words):
 
 OPTIONAL = {
     f.name: None if f.default is dataclasses.MISSING else f.default
-    for f in dataclasses.fields(CardFacts)
+    for f in dataclasses.fields(Card)
     if f.name not in ("model_name", "report", "config", "record")
 }
 OPTIONAL["pictures"] = {}

@@ -6,7 +6,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from hf_cyclprune.checkpoints.weights import PackedWeights, fingerprint
+from hf_cyclprune.packing.weights import PackedWeights, fingerprint
 
 ROOT_FILES = {
     *("README.md", "config.json", "model.safetensors", "pruning_config.json"),

@@ -14,7 +14,6 @@ from safetensors import SafetensorError
 from transformers import TrainingArguments
 
 from hf_cyclprune import PruningConfig
-from hf_cyclprune.checkpoints.weights import fingerprint
 from hf_cyclprune.config import save_config
 from hf_cyclprune.hub.dense import read_dense_metrics, read_results
 from hf_cyclprune.hub.errors import PushError, explain, explained
@@ -28,11 +27,12 @@ from hf_cyclprune.hub.page import (
     write_facts,
 )
 from hf_cyclprune.hub.remote import Branch
-from hf_cyclprune.hub.secret import Secret, redact
 from hf_cyclprune.hub.stage import staged
+from hf_cyclprune.packing.weights import fingerprint
 from hf_cyclprune.reporting.cycles import CycleReport
-from hf_cyclprune.reporting.record import RunRecord
-from hf_cyclprune.training.names import save_under_own_names
+from hf_cyclprune.reporting.run import RunRecord
+from hf_cyclprune.secrets import Secret, redact
+from hf_cyclprune.training.upstream import save_under_own_names
 from tests.hub.connect import connect
 from tests.hub.server import HubServer
 

@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
 from hf_cyclprune.config import PruningConfig, save_config
-from hf_cyclprune.pictures import ink
+from hf_cyclprune.pictures import style
 from hf_cyclprune.pictures.plots import (
     draw_comparison,
     draw_density,
@@ -27,8 +27,8 @@ from hf_cyclprune.pictures.plots import (
 )
 from hf_cyclprune.pictures.runs import Run, choose_metric, distinct_names
 from hf_cyclprune.reporting.cycles import CycleReport
-from hf_cyclprune.reporting.record import RunRecord
 from hf_cyclprune.reporting.report import SparsityReport, WeightReport
+from hf_cyclprune.reporting.run import RunRecord
 from hf_cyclprune.training.trainer import PruningTrainer
 
 PAGES = ("#ffffff", "#0d1117")
@@ -219,10 +219,10 @@ def test_every_axis_has_a_label(figure):
 
 
 def test_the_colours_are_many_and_never_alone():
-    assert all(contrast(c, page) >= 3 for c in ink.COLOURS for page in PAGES)
-    looks = ink.looks(72)
+    assert all(contrast(c, page) >= 3 for c in style.COLOURS for page in PAGES)
+    looks = style.looks(72)
     assert len({(look.colour, look.marker) for look in looks}) == 72
-    first = looks[: len(ink.COLOURS)]
+    first = looks[: len(style.COLOURS)]
     assert len({look.colour for look in first}) == len({look.marker for look in first}) == 8
 
 

@@ -5,12 +5,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_cyclprune.checkpoints.masks import pack_mask
 from hf_cyclprune.pruning.criteria import Magnitude
+from hf_cyclprune.pruning.masks import compare_masks
 from hf_cyclprune.pruning.patterns import Unstructured
 from hf_cyclprune.pruning.pruner import Pruner
 from hf_cyclprune.pruning.schedules import Schedule
-from hf_cyclprune.reporting.cycles import CycleHistory, CycleReport, compare_masks
+from hf_cyclprune.reporting.cycles import CycleHistory, CycleReport
+from hf_cyclprune.training.state import pack_mask
 
 
 def masks(*rows):

@@ -10,7 +10,7 @@ from transformers import (
 from transformers.trainer_callback import ExportableState
 
 from hf_cyclprune import PruningArguments, PruningCallback, PruningConfig, PruningTrainer, prune_
-from hf_cyclprune.reporting.folders import report_folder
+from hf_cyclprune.reporting.folder import report_folder
 
 CONFIG = PruningConfig(sparsity=0.8, num_cycles=4)  # cycles of 10 steps, climbs of 8
 

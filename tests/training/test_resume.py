@@ -8,7 +8,8 @@ from safetensors.torch import load_file
 from transformers import Trainer, TrainerCallback
 
 from hf_cyclprune import PruningCallback, PruningConfig, PruningTrainer
-from hf_cyclprune.checkpoints.masks import STATE_NAME, load_state
+from hf_cyclprune.files import STATE_NAME
+from hf_cyclprune.training.state import load_state
 
 # Two cycles of 20 steps, climbs of 16; with warm-up the edge, step 21, has a learning rate of 0.
 INSIDE_RAMP, ON_EDGE, IN_FINE_TUNING = 26, 21, 38

@@ -24,8 +24,10 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
-from hf_cyclprune.checkpoints.codec import encode
-from hf_cyclprune.checkpoints.container import (
+from hf_cyclprune.files import STATE_NAME
+from hf_cyclprune.packing.blob import encode
+from hf_cyclprune.packing.errors import PackedError
+from hf_cyclprune.packing.file import (
     SUFFIX,
     Entry,
     check_packable,
@@ -37,20 +39,18 @@ from hf_cyclprune.checkpoints.container import (
     to_bytes,
     write_file,
 )
-from hf_cyclprune.checkpoints.errors import PackedError
-from hf_cyclprune.checkpoints.facts import (
+from hf_cyclprune.packing.manifest import (
     DENSE,
     INDEX,
     PACKED,
-    Facts,
+    Manifest,
     dense_files,
     read_config,
     read_index_metadata,
     write_config,
     write_index,
 )
-from hf_cyclprune.checkpoints.masks import STATE_NAME
-from hf_cyclprune.checkpoints.weights import PackedWeights, model_class
+from hf_cyclprune.packing.weights import PackedWeights, model_class
 
 PICKLES = (
     *(".bin", ".pt", ".pth", ".pkl", ".pickle", ".dill", ".joblib", ".npy", ".npz", ".ckpt"),
@@ -92,7 +92,7 @@ def pack(source: str | Path, target: str | Path, dtype: torch.dtype | None = Non
         if dtype is not None:
             config["dtype"] = str(dtype).removeprefix("torch.")
         names = tuple(name.removesuffix(SUFFIX) for name in places)
-        facts = Facts(weights, names, _find_dtype(files) if dtype is None else config["dtype"])
+        facts = Manifest(weights, names, _find_dtype(files) if dtype is None else config["dtype"])
         config["quantization_config"] = facts.to_dict()
         write_config(folder, config)
         _copy_others(source, folder, files)

@@ -14,11 +14,11 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from hf_cyclprune import PruningConfig, PruningTrainer
 from hf_cyclprune.card.card import make_card
-from hf_cyclprune.checkpoints.masks import STATE_NAME
-from hf_cyclprune.checkpoints.weights import fingerprint, verify
+from hf_cyclprune.files import STATE_NAME
 from hf_cyclprune.hub.errors import PushError
 from hf_cyclprune.hub.folder import read_facts
-from hf_cyclprune.reporting.record import load_record
+from hf_cyclprune.packing.weights import fingerprint, verify
+from hf_cyclprune.reporting.run import load_record
 from tests.hub.connect import connect
 from tests.hub.pages import check_page, contents
 from tests.hub.server import READ_TOKEN, WRITE_TOKEN, HubServer

@@ -1,11 +1,99 @@
-"""Masks of a run that goes on: from the saved state, or rebuilt from the zeros in the weights."""
+"""The state of a pruning run beside a training checkpoint: one bit per weight, and a few facts.
 
+File `pruning_state.safetensors`: for each target the tensors
+
+    mask.NAME        uint8, ceil(numel / 8): bit i % 8 of byte i // 8 is 1 if weight i is kept
+    reference.NAME   the same for the end of the previous cycle, where there was one
+
+and in the metadata, under "pruning", a JSON object with the rest of `PruningState`. It is written
+to a temporary name and renamed, so that a crash leaves the whole file or none.
+"""
+
+import json
 import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from hf_cyclprune.checkpoints.masks import PruningState, pack_mask, unpack_mask
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from hf_cyclprune.files import STATE_NAME, whole_file
+from hf_cyclprune.pruning.masks import pack_mask, unpack_mask
 from hf_cyclprune.pruning.pruner import Pruner
 from hf_cyclprune.reporting.cycles import CycleHistory
+
+FORMAT_VERSION = 1
+
+
+@dataclass
+class PruningState:
+    """All that a run needs, besides the weights and the step number, to go on bit for bit."""
+
+    step: int
+    """Optimizer steps finished."""
+    total_steps: int
+    config: dict[str, Any]
+    masks: dict[str, Tensor]
+    """Name -> packed bits, see `pack_mask`."""
+    pending: list[str] = field(default_factory=list)
+    """First target of every group whose pruning step is due but waits."""
+    history: dict[str, Any] = field(default_factory=dict)
+    """JSON: the cycles so far."""
+    reference: dict[str, Tensor] = field(default_factory=dict)
+    """Name -> packed bits of the masks at the previous cycle's end."""
+
+
+def save_state(state: PruningState, folder: str | Path) -> Path:
+    """Write the state into `folder`, which is made if needed."""
+    path = Path(folder) / STATE_NAME
+    tensors = {f"mask.{name}": packed for name, packed in state.masks.items()}
+    tensors |= {f"reference.{name}": packed for name, packed in state.reference.items()}
+    facts = {
+        "format_version": FORMAT_VERSION,
+        "step": state.step,
+        "total_steps": state.total_steps,
+        "config": state.config,
+        "pending": state.pending,
+        "history": state.history,
+    }
+    with whole_file(path) as temporary:
+        save_file(tensors, temporary, metadata={"pruning": json.dumps(facts)})
+    return path
+
+
+def load_state(folder: str | Path) -> PruningState | None:
+    """The state that `save_state` left in `folder`; None if there is none.
+
+    Raises:
+        ValueError: the file is damaged or of a newer format.
+    """
+    path = Path(folder) / STATE_NAME
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = json.loads((file.metadata() or {})["pruning"])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        version = facts.pop("format_version")
+        if version == FORMAT_VERSION:
+            masks, reference = _named("mask.", tensors), _named("reference.", tensors)
+            return PruningState(masks=masks, reference=reference, **facts)
+    except (SafetensorError, KeyError, AttributeError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{STATE_NAME} must be a pruning state; {path} cannot be read ({error}). "
+            "Resume from another checkpoint."
+        ) from error
+    raise ValueError(
+        f"{STATE_NAME} must have format version {FORMAT_VERSION}; got {version} in {path}. "
+        "Resume with the version of hf_cyclprune that wrote it."
+    )
+
+
+def _named(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
 
 
 def capture_state(

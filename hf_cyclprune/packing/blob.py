@@ -58,10 +58,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hf_cyclprune.checkpoints.chunks import Bytes
-from hf_cyclprune.checkpoints.errors import PackedError, check
-from hf_cyclprune.checkpoints.exponents import code_exponents, decode_exponents
-from hf_cyclprune.checkpoints.sections import (
+from hf_cyclprune.packing.chunks import Bytes
+from hf_cyclprune.packing.entropy import code_exponents, decode_exponents
+from hf_cyclprune.packing.errors import PackedError, check
+from hf_cyclprune.packing.positions import (
     Kept,
     find_gaps,
     place_all,
@@ -69,7 +69,7 @@ from hf_cyclprune.checkpoints.sections import (
     place_gaps,
     split,
 )
-from hf_cyclprune.checkpoints.streams import MOST, deflate, to_stream
+from hf_cyclprune.packing.streams import MOST, deflate, to_stream
 
 VERSION = 1
 _MAGIC = b"HFCP"

@@ -13,8 +13,8 @@ from transformers import Trainer, TrainerCallback, TrainerState, TrainingArgumen
 from transformers.utils import logging
 
 from hf_cyclprune import PruningCallback, PruningConfig, PruningTrainer, prune_
-from hf_cyclprune.checkpoints.masks import load_state
-from hf_cyclprune.training.cycle_lines import show_line
+from hf_cyclprune.training.cycle_log import show_line
+from hf_cyclprune.training.state import load_state
 
 CONFIG = PruningConfig(sparsity=0.8, num_cycles=2, lr_restarts=False)  # 40 steps: ends at 20, 40
 EVALUATED = PruningConfig(sparsity=0.8, num_cycles=2, eval_cycle_ends=True, lr_restarts=False)

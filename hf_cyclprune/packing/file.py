@@ -24,7 +24,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from hf_cyclprune.checkpoints.errors import PackedError
+from hf_cyclprune.packing.errors import PackedError
 
 FORMAT_VERSION = 1
 SUFFIX = ".packed"

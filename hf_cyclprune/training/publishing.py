@@ -17,7 +17,7 @@ from transformers import Trainer
 from transformers.trainer_utils import HubStrategy
 from transformers.utils.hub import PushInProgress
 
-from hf_cyclprune.card.facts import CardFacts
+from hf_cyclprune.card.facts import Card
 from hf_cyclprune.hub.dense import read_dense_metrics
 from hf_cyclprune.hub.errors import PushError, explain, explained
 from hf_cyclprune.hub.page import (
@@ -185,7 +185,7 @@ class PushingTrainer(RecordingTrainer):
             self._write_page_of_checkpoint(folder, facts, self._push, self._push.checkpoint)
 
     def _write_page_of_checkpoint(
-        self, folder: Path, facts: CardFacts, push: _Push, checkpoint: Path
+        self, folder: Path, facts: Card, push: _Push, checkpoint: Path
     ) -> None:
         """In `folder` its facts and weights come together, or neither if the Hub fails."""
         with tempfile.TemporaryDirectory(dir=folder, prefix="_page-") as temporary:
@@ -199,7 +199,7 @@ class PushingTrainer(RecordingTrainer):
             for path in page.iterdir():
                 os.replace(path, folder / path.name)
 
-    def _write_page(self, page: Path, facts: CardFacts, push: _Push, weights: Path) -> None:
+    def _write_page(self, page: Path, facts: Card, push: _Push, weights: Path) -> None:
         """The card for a push, and what must go from the branch before it."""
         branch = self._branch(push.token, push.revision)
         with explained(self._repo_name):

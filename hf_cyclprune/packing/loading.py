@@ -18,11 +18,11 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from hf_cyclprune.checkpoints.chunks import Bytes
-from hf_cyclprune.checkpoints.codec import decode
-from hf_cyclprune.checkpoints.container import SUFFIX, check_file
-from hf_cyclprune.checkpoints.errors import PackedError
-from hf_cyclprune.checkpoints.facts import METHOD, Facts
+from hf_cyclprune.packing.blob import decode
+from hf_cyclprune.packing.chunks import Bytes
+from hf_cyclprune.packing.errors import PackedError
+from hf_cyclprune.packing.file import SUFFIX, check_file
+from hf_cyclprune.packing.manifest import METHOD, Manifest
 
 
 @register_quantization_config(METHOD)
@@ -33,7 +33,7 @@ class PackedConfig(QuantizationConfigMixin):
 
     def __init__(self, **values: Any) -> None:
         self.quant_method: Any = METHOD
-        self.facts = Facts.from_dict({"quant_method": METHOD, **values}, "the packed model")
+        self.facts = Manifest.from_dict({"quant_method": METHOD, **values}, "the packed model")
 
     def to_dict(self) -> dict[str, Any]:
         return self.facts.to_dict()

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_cyclprune.checkpoints.chunks import Bytes, find, parts
-from hf_cyclprune.checkpoints.errors import check
-from hf_cyclprune.checkpoints.streams import read_stream, to_stream
+from hf_cyclprune.packing.chunks import Bytes, find, parts
+from hf_cyclprune.packing.errors import check
+from hf_cyclprune.packing.streams import read_stream, to_stream
 
 _MAX_LEVELS = 8
 _LATER = 3  # the digit of an exponent that a later level tells

@@ -25,11 +25,11 @@ from hf_cyclprune import (
     unpack,
     verify,
 )
-from hf_cyclprune.checkpoints import packed as packed_module
-from hf_cyclprune.checkpoints.container import checksum, make_metadata
-from hf_cyclprune.checkpoints.errors import PackedError
 from hf_cyclprune.cli import main
-from tests.checkpoints.reader import read_file
+from hf_cyclprune.packing import folder as packed_module
+from hf_cyclprune.packing.errors import PackedError
+from hf_cyclprune.packing.file import checksum, make_metadata
+from tests.packing.reader import read_file
 
 DENSE, PACKED = "model.safetensors", "model.sparse.safetensors"
 QUERY = "bert.encoder.layer.0.attention.self.query.weight"

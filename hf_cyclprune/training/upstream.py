@@ -8,7 +8,10 @@ stock Trainer of transformers 5.23.0; 5.0.0 writes the old names after every fro
 https://github.com/huggingface/transformers/issues/48805 is the same for other conversions.
 """
 
+import inspect
 from typing import Any
+
+from torch import nn
 
 _OLD_NAMES = ("LayerNorm.gamma", "LayerNorm.beta")
 
@@ -22,3 +25,26 @@ def save_under_own_names(model: Any) -> None:
             for conversion in conversions
             if not any(old in str(conversion.source_patterns) for old in _OLD_NAMES)
         ]
+
+
+def is_loss_inflated(model: nn.Module) -> bool:
+    """Whether the model's forward takes any keyword but computes its loss without them.
+
+    A model counts items if its forward, or one that it builds on, names `num_items_in_batch` or
+    computes the loss in `self.loss_function`; and its author may say so by `accepts_loss_kwargs`.
+    """
+    if getattr(model, "accepts_loss_kwargs", None) is not None:
+        return False
+    forwards = [
+        inspect.unwrap(vars(cls)["forward"])
+        for cls in type(model).__mro__
+        if inspect.isfunction(vars(cls).get("forward"))
+    ]
+    parameters = inspect.signature(forwards[0]).parameters if forwards else {}
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    counts_items = any(
+        "loss_function" in forward.__code__.co_names
+        or "num_items_in_batch" in inspect.signature(forward).parameters
+        for forward in forwards
+    )
+    return takes_any and not counts_items

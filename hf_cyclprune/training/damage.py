@@ -14,8 +14,8 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from hf_cyclprune.checkpoints.facts import INDEX, list_files
-from hf_cyclprune.checkpoints.masks import load_state
+from hf_cyclprune.packing.manifest import INDEX, list_files
+from hf_cyclprune.training.state import load_state
 
 _TORCH_FILES = ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state.pth")
 

@@ -11,9 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_cyclprune.checkpoints.codec import decode, encode, read_head
-from hf_cyclprune.checkpoints.errors import PackedError
-from tests.checkpoints.reader import DTYPES, read_blob
+from hf_cyclprune.packing.blob import decode, encode, read_head
+from hf_cyclprune.packing.errors import PackedError
+from tests.packing.reader import DTYPES, read_blob
 
 FUZZ = Path(__file__).parents[2] / "examples" / "fuzz_packed.py"
 FLOATS = [torch.float32, torch.bfloat16, torch.float16]

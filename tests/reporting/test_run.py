@@ -1,6 +1,6 @@
 import pytest
 
-from hf_cyclprune.reporting.record import RECORD_NAME, RunRecord, load_record
+from hf_cyclprune.reporting.run import RECORD_NAME, RunRecord, load_record
 
 RECORD = RunRecord(
     step=30,

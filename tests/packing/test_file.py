@@ -6,8 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hf_cyclprune.checkpoints.codec import encode
-from hf_cyclprune.checkpoints.container import (
+from hf_cyclprune.packing.blob import encode
+from hf_cyclprune.packing.errors import PackedError
+from hf_cyclprune.packing.file import (
     FORMAT_VERSION,
     Entry,
     check_file,
@@ -18,8 +19,7 @@ from hf_cyclprune.checkpoints.container import (
     to_bytes,
     write_file,
 )
-from hf_cyclprune.checkpoints.errors import PackedError
-from tests.checkpoints.reader import read_file
+from tests.packing.reader import read_file
 
 DTYPES = [
     torch.float64,

@@ -7,8 +7,8 @@ import zlib
 
 import numpy as np
 
-from hf_cyclprune.checkpoints.chunks import Bytes
-from hf_cyclprune.checkpoints.errors import check
+from hf_cyclprune.packing.chunks import Bytes
+from hf_cyclprune.packing.errors import check
 
 MOST = 0.9
 """What is coded must save a tenth, or it is not worth the time to read it."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_cyclprune.checkpoints.errors import PackedError
+from hf_cyclprune.packing.errors import PackedError
 
 METHOD = "hf_cyclprune"
 VERSION = 1
@@ -17,7 +17,7 @@ INDEX = ".index.json"
 
 
 @dataclass(frozen=True)
-class Facts:
+class Manifest:
     """The entry "quantization_config": how from_pretrained knows a packed model."""
 
     weights: str
@@ -38,7 +38,7 @@ class Facts:
         }
 
     @classmethod
-    def from_dict(cls, values: Any, folder: Any) -> "Facts":
+    def from_dict(cls, values: Any, folder: Any) -> "Manifest":
         """Raises a PackedError unless the values are those of a packed model of this version."""
         if not isinstance(values, Mapping) or values.get("quant_method") != METHOD:
             raise PackedError(

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_cyclprune.checkpoints.chunks import Bytes, find, parts
-from hf_cyclprune.checkpoints.errors import check
-from hf_cyclprune.checkpoints.streams import inflate, read_stream
+from hf_cyclprune.packing.chunks import Bytes, find, parts
+from hf_cyclprune.packing.errors import check
+from hf_cyclprune.packing.streams import inflate, read_stream
 
 _SKIP = 255
 

@@ -5,8 +5,8 @@ from pathlib import Path
 from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedModel
 
-from hf_cyclprune.checkpoints.weights import model_class
 from hf_cyclprune.config import CONFIG_NAME, load_config
+from hf_cyclprune.packing.weights import model_class
 from hf_cyclprune.pruning.targets import exact_expressions
 from hf_cyclprune.reporting.report import CHECKED_PATTERNS, SparsityReport, load_report
 

@@ -10,8 +10,8 @@ import transformers
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
-from hf_cyclprune.checkpoints.codec import decode, read_head
-from hf_cyclprune.checkpoints.container import (
+from hf_cyclprune.packing.blob import decode, read_head
+from hf_cyclprune.packing.file import (
     SUFFIX,
     Entry,
     check_file,
@@ -19,7 +19,7 @@ from hf_cyclprune.checkpoints.container import (
     read_tensor,
     to_bytes,
 )
-from hf_cyclprune.checkpoints.facts import METHOD, Facts, dense_files, list_files, read_config
+from hf_cyclprune.packing.manifest import METHOD, Manifest, dense_files, list_files, read_config
 
 
 class DenseWeights:
@@ -44,7 +44,7 @@ class PackedWeights:
     """
 
     def __init__(self, folder: Path) -> None:
-        facts = Facts.from_dict(read_config(folder).get("quantization_config"), folder)
+        facts = Manifest.from_dict(read_config(folder).get("quantization_config"), folder)
         found: list[str] = []
         self._files: dict[str, Path] = {}
         """Name in the file -> file."""

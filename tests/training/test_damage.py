@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from hf_cyclprune import PruningConfig, PruningTrainer
-from hf_cyclprune.checkpoints.masks import STATE_NAME
-from hf_cyclprune.training.checkpoints import find_damage, newest_checkpoint
+from hf_cyclprune.files import STATE_NAME
+from hf_cyclprune.training.damage import find_damage, newest_checkpoint
 
 CONFIG = PruningConfig(sparsity=0.8, num_cycles=2)
 ARGS = {"save_strategy": "steps", "save_steps": 10}

@@ -1,0 +1,62 @@
+"""Files that are whole or absent, and JSON objects read with one error for every fault."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+STATE_NAME = "pruning_state.safetensors"
+"""Beside a training checkpoint: the masks, one bit per weight. Never part of a model's folder."""
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yields a temporary path; the file written there takes the place of `path` at the end.
+
+    After an exception, or if the process is killed, `path` is what it was before. The folder is
+    made if it is not there. The temporary name begins with "_", which no push uploads.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"_{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write UTF-8 text as a whole file; returns `path`."""
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return path
+
+
+def write_json(path: Path, values: Any, *, indent: int = 2, sort_keys: bool = False) -> Path:
+    """Write indented JSON with a final line break as a whole file; returns `path`."""
+    return write_text(path, json.dumps(values, indent=indent, sort_keys=sort_keys) + "\n")
+
+
+def read_json(path: Path, remedy: str = "Write it again, or delete it.") -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Args:
+        path: the file.
+        remedy: the last sentence of the error.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not JSON, or holds something else than an object.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no {path.name} in '{path.parent}'. {remedy}")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        reason = f"it holds {type(values).__name__}, not an object"
+    except (ValueError, RecursionError) as error:
+        values, reason = None, str(error)
+    if not isinstance(values, dict):
+        raise ValueError(f"{path.name} in '{path.parent}' cannot be read: {reason}. {remedy}")
+    return values

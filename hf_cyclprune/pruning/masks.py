@@ -1,0 +1,51 @@
+"""Masks as one bit per weight, and how two sets of masks differ."""
+
+from collections.abc import Mapping
+from math import prod
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def pack_mask(mask: Tensor) -> Tensor:
+    """A bool tensor as one bit per element on the CPU.  # (ceil(numel / 8),) uint8
+
+    >>> pack_mask(torch.tensor([[True, False], [False, True]]))
+    tensor([9], dtype=torch.uint8)
+    """
+    bits = mask.detach().reshape(-1).cpu().numpy()
+    return torch.from_numpy(np.packbits(bits, bitorder="little"))
+
+
+def unpack_mask(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The bool tensor of this shape that `pack_mask` packed.
+
+    Raises:
+        ValueError: the number of bytes does not fit the shape.
+    """
+    numel = prod(shape)
+    if packed.dtype != torch.uint8 or packed.numel() != (numel + 7) // 8:
+        raise ValueError(
+            f"a packed mask of shape {shape} must be {(numel + 7) // 8} bytes; got "
+            f"{packed.numel()} of {packed.dtype}. The file belongs to another model."
+        )
+    bits = np.unpackbits(packed.cpu().numpy(), count=numel, bitorder="little")
+    return torch.from_numpy(bits.view(np.bool_)).reshape(shape)
+
+
+def compare_masks(
+    reference: Mapping[str, Tensor], masks: Mapping[str, Tensor]
+) -> tuple[float, float]:
+    """(share of all weights that only `masks` keep, Jaccard distance of the kept sets).
+
+    `reference` holds packed masks. Waits for the device once.
+    """
+    counts = []
+    for name, mask in masks.items():
+        before = unpack_mask(reference[name], tuple(mask.shape)).to(mask.device)
+        counts.append(torch.stack([(mask > before).sum(), (mask & before).sum(), before.sum()]))
+    recovered, in_both, kept_before = torch.stack(counts).sum(0).tolist()
+    total = sum(mask.numel() for mask in masks.values())
+    in_either = kept_before + recovered
+    return recovered / total, 1.0 - in_both / in_either if in_either else 0.0
