@@ -40,10 +40,10 @@ class Row:
 
 
 THREE = (0, 1, 2)
-REWIND = {"sparsity": 0.8, "envelope": "rising", "reset_ratio": 1.0}
+REWIND = {"method": "gradual_restarts", "sparsity": 0.8}
 ROWS = [
     Row("sst2", "dense", 1500, seeds=THREE),
-    Row("sst2", "gradual-80", 1500, {"sparsity": 0.8, "num_cycles": 1}, THREE),
+    Row("sst2", "gradual-80", 1500, {"method": "gradual", "sparsity": 0.8}, THREE),
     Row("sst2", "gradual-restarts-80", 1500, REWIND, THREE),
     Row("sst2", "cyclical-80", 1500, {"sparsity": 0.8}, THREE),
     Row("sst2", "cyclical-2of4", 1500, {"pattern": "2:4"}),

@@ -1,7 +1,6 @@
 """Every choice of a user in one flat dataclass; also the command-line flags and the JSON file."""
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,19 +14,19 @@ from hf_cyclprune.checks import (
     check_flag,
     check_integer,
     check_known,
-    check_sparsity,
 )
 from hf_cyclprune.files import read_json, write_json
-from hf_cyclprune.pruning.criteria import CRITERIA, Criterion
-from hf_cyclprune.pruning.patterns import NM, Pattern, parse_pattern
-from hf_cyclprune.pruning.pruner import HeldPruner, Pruner
-from hf_cyclprune.pruning.schedules import RAMPS, Schedule
+from hf_cyclprune.methods import METHODS, Plan
+from hf_cyclprune.pruning.criteria import CRITERIA, Criterion, FirstCycle
+from hf_cyclprune.pruning.patterns import Pattern, find_target, parse_pattern
+from hf_cyclprune.pruning.pruner import Pruner
+from hf_cyclprune.pruning.ramps import RAMPS
+from hf_cyclprune.pruning.schedules import LEVELS, RECOMPUTE, Schedule
 
 CONFIG_NAME = "pruning_config.json"
-METHODS = ("prune", "hold")
 
 
-def _option(default: Any, meaning: str) -> Any:
+def _option(default: object, meaning: str) -> Any:
     """A field with the help text of its flag."""
     return field(default=default, metadata={"help": meaning})
 
@@ -36,56 +35,90 @@ def _option(default: Any, meaning: str) -> Any:
 class PruningConfig:
     """What to prune, how far, and in which cycles; validated on construction.
 
-    The defaults are the paper's (https://arxiv.org/abs/2202.01290): magnitude within each layer,
-    sparsity resets to half of the target, four fifths of a cycle climb, and the learning rate
-    restarts with every cycle.
+    A field that is None is as the method says: see `hf-cyclprune methods`, and `plan`.
 
     Raises:
         ValueError: names the argument, its rule, the value and the remedy.
 
     >>> PruningConfig(sparsity=0.9, num_cycles=3).build_schedule(total_steps=3000).edges
     (0, 1000, 2000, 3000)
-    >>> PruningConfig(pattern="2:4").target_sparsity
+    >>> PruningConfig(method="gradual", pattern="2:4").target_sparsity
     0.5
     """
 
     method: str = _option(
-        "prune", "'prune', or 'hold': train on and keep the zeros that the model already has."
+        "cyclical",
+        f"A named set of the options below: {', '.join(METHODS)}. Options that you give go before "
+        "the method's.",
     )
     sparsity: float | None = _option(
-        None, "Fraction of the target weights that is zero at the end, in [0, 1). n:m implies it."
+        None,
+        "Fraction of the target weights that is zero at the end, in [0, 1). An n:m pattern implies "
+        "it.",
     )
     pattern: str = _option(
-        "unstructured", "'unstructured', or 'n:m': n kept of every m input features, as in '2:4'."
+        "unstructured",
+        "Where zeros may fall: 'unstructured' (anywhere), or 'n:m', which keeps n of every m input "
+        "features, such as '2:4'.",
     )
     scope: str | None = _option(
-        None, "Unstructured only: weights ranked together, 'layer' (default), 'global' or 'erk'."
+        None,
+        "Unstructured only: which weights are ranked together. 'layer' (default) prunes every "
+        "matrix alike, 'global' ranks all of them together, 'erk' prunes large matrices more.",
     )
-    criterion: str = _option("magnitude", f"Scores of the weights: {', '.join(CRITERIA)}.")
-    num_cycles: int = _option(4, "Climbs to the target sparsity; 1 is gradual pruning.")
-    reset_ratio: float = _option(
-        0.5, "Sparsity at the start of a later cycle, as a fraction of what it climbs to."
+    criterion: str | None = _option(
+        None, f"How weights are scored; the lowest are pruned: {', '.join(CRITERIA)}."
     )
-    ramp: str = _option("cubic", f"Shape of the climb: {', '.join(RAMPS)}.")
-    ramp_ratio: float = _option(
-        0.8, "Share of a cycle that climbs; the rest is fine-tuning at the target."
+    num_cycles: int | None = _option(
+        None, "Number of climbs to the target sparsity. More cycles need a longer training."
     )
-    envelope: str = _option(
-        "constant",
-        "What the cycles climb to: 'constant' (the target), or 'rising' (a climb over the whole "
-        "run, of which ramp_ratio is then the share).",
+    reset_ratio: float | None = _option(
+        None,
+        "Sparsity at the start of a later cycle, as a fraction of the sparsity before it. Raise it "
+        "where a cycle is too short to climb from low.",
     )
-    dip_ratio: float = _option(0.3, "Rising envelope only: share of a cycle spent below it.")
+    ramp: str | None = _option(None, f"Shape of a climb: {', '.join(RAMPS)}.")
+    ramp_ratio: float | None = _option(
+        None, "Share of a cycle in which it climbs; the rest is fine-tuning at a fixed mask."
+    )
+    levels: str | None = _option(
+        None,
+        f"What the cycles climb to: {', '.join(LEVELS)}. 'constant': the target; 'rising': one "
+        "climb over the whole run, below which the cycles dip; 'stairs': equal steps; 'last': only "
+        "the last cycle leaves the initial sparsity.",
+    )
+    rise_ratio: float | None = _option(
+        None, "Rising levels only: share of the run in which the level climbs to the target."
+    )
+    recompute: str | None = _option(
+        None,
+        f"When masks are recomputed: {', '.join(RECOMPUTE)}. 'climb': while sparsity climbs; "
+        "'edges': only where it jumps; 'always': in fine-tuning too; 'first_cycle': as 'climb', "
+        "then frozen; 'never': the model's zeros stay.",
+    )
     interval_steps: int | None = _option(
         None,
-        "Optimizer steps between two pruning steps of a climb; chosen from its length if None.",
+        "Optimizer steps between two pruning steps of a climb. By default it is chosen from the "
+        "climb's length, between 1 and 100.",
     )
-    lr_restarts: bool = _option(True, "Run the whole learning-rate schedule once in every cycle.")
+    initial_sparsity: float | None = _option(
+        None, "Sparsity with which the first cycle begins. Raise it to prune much at once."
+    )
+    initial_criterion: str | None = _option(
+        None, "Criterion of the first cycle, if it is another one."
+    )
+    lr_restarts: bool | None = _option(
+        None, "Run the whole learning-rate schedule once in every cycle."
+    )
     targets: list[str] | None = _option(
-        None, "Regular expressions of the weights to prune instead of all Linears in the blocks."
+        None,
+        "Regular expressions of the weights to prune, instead of all Linear layers in the "
+        "transformer's blocks.",
     )
-    ignore: list[str] | None = _option(None, "Regular expressions of weights not to prune.")
-    pruning_seed: int = _option(0, "For criteria that draw numbers; the same on every rank.")
+    ignore: list[str] | None = _option(None, "Regular expressions of weights that stay dense.")
+    pruning_seed: int = _option(
+        0, "Seed of criteria that draw random numbers; the same on every process."
+    )
     eval_cycle_ends: bool = _option(False, "Evaluate at the end of every cycle.")
     save_cycle_ends: bool = _option(False, "Save a checkpoint at the end of every cycle.")
     fix_loss_scaling: bool = _option(
@@ -100,85 +133,92 @@ class PruningConfig:
     def validate(self) -> None:
         """Check every field; called again when training starts."""
         check_known("method", self.method, METHODS)
-        if self.method == "hold":
-            self._check_hold()
-            return
-        _check_agreement(self.sparsity, parse_pattern(self.pattern, self.scope))
-        check_count("num_cycles", self.num_cycles)
-        self.build_schedule(total_steps=self.num_cycles)  # checks the rest of its fields
-        check_known("criterion", self.criterion, CRITERIA)
         check_expressions("targets", self.targets)
         check_expressions("ignore", self.ignore)
-        for name in ("lr_restarts", "eval_cycle_ends", "save_cycle_ends", "fix_loss_scaling"):
+        for name in ("eval_cycle_ends", "save_cycle_ends", "fix_loss_scaling"):
             check_flag(name, getattr(self, name))
         check_integer("pruning_seed", self.pruning_seed)
+        plan = self.plan
+        if plan.recompute == "never":
+            self._check_nothing_moves_zeros()
+            return
+        check_count("num_cycles", plan.num_cycles)
+        self.build_schedule(total_steps=plan.num_cycles)  # checks the target and its own fields
+        check_known("criterion", plan.criterion, CRITERIA)
+        if plan.initial_criterion is not None:
+            check_known("initial_criterion", plan.initial_criterion, CRITERIA)
+        check_flag("lr_restarts", plan.lr_restarts)
 
-    def _check_hold(self) -> None:
-        """Nothing else is chosen, but which weights."""
-        allowed = ("method", "targets", "ignore", "fix_loss_scaling")
+    def _check_nothing_moves_zeros(self) -> None:
+        """With zeros that stay where they are, only the choice of weights has a meaning."""
+        fixed = ("method", "targets", "ignore", "recompute", "fix_loss_scaling")
         for f in dataclasses.fields(PruningConfig):
             value = getattr(self, f.name)
-            if f.name not in allowed and value != f.default:
+            if f.name not in fixed and value != f.default:
                 raise ValueError(
-                    f"{f.name} must be left out with method 'hold'; got {value!r}. The zeros stay "
-                    "where they are."
+                    f"{f.name} must be left out with method '{self.method}', which keeps the zeros "
+                    f"where they are; got {value!r}. Leave it out, or choose another method."
                 )
-        check_expressions("targets", self.targets)
-        check_expressions("ignore", self.ignore)
-        check_flag("fix_loss_scaling", self.fix_loss_scaling)
+
+    @property
+    def plan(self) -> Plan:
+        """Every choice, made: the user's where a field is not None, or else the method's."""
+        chosen = {f.name: getattr(self, f.name) for f in dataclasses.fields(Plan)}
+        given = {name: value for name, value in chosen.items() if value is not None}
+        settings: dict[str, Any] = {**METHODS[self.method].settings, **given}
+        return Plan(**settings)
 
     @property
     def target_sparsity(self) -> float | None:
-        """s_t, in [0, 1); exactly (m - n) / m for n:m; None for 'hold', which has no target."""
-        if self.method == "hold":
+        """s_t, in [0, 1); exactly (m - n) / m for n:m; None where the model's own zeros stay."""
+        if self.plan.recompute == "never":
             return None
-        pattern = self.build_pattern()
-        if isinstance(pattern, NM):
-            return pattern.sparsity
-        assert self.sparsity is not None, "validated"
-        return self.sparsity
+        return find_target(self.sparsity, self.build_pattern())
 
     @property
     def restarts_lr(self) -> bool:
         """Whether the learning rate runs its schedule more than once."""
-        return self.lr_restarts and self.num_cycles > 1 and self.method != "hold"
+        return self.plan.lr_restarts and self.plan.num_cycles > 1
 
-    def build_schedule(self, total_steps: int) -> Schedule:
-        """The schedule of a run of `total_steps` optimizer steps.
+    def build_schedule(self, total_steps: int, zeros: float = 0.0) -> Schedule:
+        """The schedule of a run.
+
+        Args:
+            total_steps: optimizer steps of the run.
+            zeros: the sparsity of the model, for a config without a target of its own.
 
         Raises:
             ValueError: more cycles than steps.
         """
-        target = self.target_sparsity
-        if target is None:
-            return Schedule(sparsity=0.0, total_steps=total_steps, num_cycles=1)
-        return Schedule(
-            sparsity=target,
-            total_steps=total_steps,
-            num_cycles=self.num_cycles,
-            reset_ratio=self.reset_ratio,
-            ramp=self.ramp,
-            ramp_ratio=self.ramp_ratio,
-            envelope=self.envelope,
-            dip_ratio=self.dip_ratio,
-            interval_steps=self.interval_steps,
-        )
+        target, plan = self.target_sparsity, self.plan
+        own = {f.name for f in dataclasses.fields(Schedule)} - {"sparsity", "total_steps"}
+        options: dict[str, Any] = {name: getattr(plan, name) for name in own}
+        return Schedule(zeros if target is None else target, total_steps, **options)
 
     def build_pruner(self, targets: Mapping[str, Tensor], total_steps: int) -> Pruner:
         """What prunes these weights in a run of `total_steps` optimizer steps.
 
         Raises:
-            ValueError: more cycles than steps; n:m that does not fit a weight; nothing to hold.
+            ValueError: more cycles than steps; n:m that does not fit a weight; no zeros to keep.
         """
-        schedule = self.build_schedule(total_steps)
-        cls = HeldPruner if self.method == "hold" else Pruner
-        return cls(targets, schedule, self.build_criterion(), self.build_pattern())
+        sizes = sum(weight.numel() for weight in targets.values())
+        zeros = 0
+        if self.target_sparsity is None:
+            zeros = sum(w.numel() - int(w.count_nonzero()) for w in targets.values())
+        schedule = self.build_schedule(total_steps, zeros / sizes)
+        return Pruner(targets, schedule, self.build_criterion(), self.build_pattern())
 
     def build_pattern(self) -> Pattern:
+        """The pattern of the zeros."""
         return parse_pattern(self.pattern, self.scope)
 
     def build_criterion(self) -> Criterion:
-        return CRITERIA[self.criterion](seed=self.pruning_seed)
+        """The criterion that scores the weights."""
+        plan = self.plan
+        criterion = CRITERIA[plan.criterion](seed=self.pruning_seed)
+        if plan.initial_criterion is None:
+            return criterion
+        return FirstCycle(CRITERIA[plan.initial_criterion](seed=self.pruning_seed), criterion)
 
 
 def field_names() -> list[str]:
@@ -191,7 +231,7 @@ def config_to_dict(config: PruningConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in field_names()}
 
 
-def config_from_dict(values: dict[str, Any]) -> PruningConfig:
+def config_from_dict(values: Mapping[str, Any]) -> PruningConfig:
     """The config with these options.
 
     Raises:
@@ -214,20 +254,3 @@ def load_config(folder: str | Path) -> PruningConfig:
         FileNotFoundError, ValueError: it is not there, or not a valid config.
     """
     return config_from_dict(read_json(Path(folder) / CONFIG_NAME, "Write it with save_config."))
-
-
-def _check_agreement(sparsity: float | None, pattern: Pattern) -> None:
-    """Sparsity and pattern say the same, and one of them says something."""
-    if sparsity is None:
-        if not isinstance(pattern, NM):
-            raise ValueError(
-                "sparsity must be given for pattern 'unstructured'; got None. "
-                "Pass a fraction, for example 0.9, or an n:m pattern such as '2:4'."
-            )
-        return
-    check_sparsity(sparsity)
-    if isinstance(pattern, NM) and not math.isclose(sparsity, pattern.sparsity, abs_tol=0.005):
-        raise ValueError(
-            f"sparsity must be {pattern.sparsity:.4g} with pattern '{pattern}', or be left out; "
-            f"got {sparsity!r}. Drop one of the two."
-        )

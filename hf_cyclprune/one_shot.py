@@ -19,8 +19,11 @@ def prune_(model: nn.Module, config: PruningConfig) -> SparsityReport:
     check_finite(targets)
     target = config.target_sparsity
     if target is None:
-        raise ValueError("method must be 'prune' to prune a model; got 'hold'. Choose a sparsity.")
-    config.build_pruner(targets, total_steps=config.num_cycles).prune_to(target)
+        raise ValueError(
+            f"method must prune, to prune a model at once; got '{config.method}', which keeps the "
+            "zeros that are there. Choose another method and a sparsity."
+        )
+    config.build_pruner(targets, total_steps=config.plan.num_cycles).prune_to(target)
     return SparsityReport.measure(
         model,
         targets=exact_expressions(targets),

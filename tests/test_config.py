@@ -13,12 +13,15 @@ from hf_cyclprune.config import (
     load_config,
     save_config,
 )
-from hf_cyclprune.pruning.criteria import CRITERIA
+from hf_cyclprune.methods import METHODS, Plan
+from hf_cyclprune.pruning.criteria import CRITERIA, FirstCycle
 from hf_cyclprune.pruning.patterns import NM, SCOPES, Unstructured
-from hf_cyclprune.pruning.schedules import ENVELOPES, RAMPS, Schedule
+from hf_cyclprune.pruning.ramps import RAMPS
+from hf_cyclprune.pruning.schedules import LEVELS, RECOMPUTE, Schedule
 
-FRACTIONS = ("reset_ratio", "ramp_ratio", "dip_ratio")
+FRACTIONS = ("reset_ratio", "ramp_ratio", "rise_ratio", "initial_sparsity")
 FLAGS = ("lr_restarts", "eval_cycle_ends", "save_cycle_ends", "fix_loss_scaling")
+OPTIONAL = set(Plan.__dataclass_fields__)
 
 BAD = [
     ({"sparsity": None}, ["sparsity must be given", "None", "0.9"]),
@@ -44,17 +47,20 @@ BAD = [
     ({"scope": ["layer"]}, ["scope must be one of", "layer", "Omit it"]),
     ({"criterion": "magnitud"}, ["criterion must be one of", "'magnitud'", "mean 'magnitude'"]),
     ({"criterion": "xyz"}, ["criterion must be one of", "'xyz'", "Choose"]),
-    ({"criterion": None}, ["criterion must be one of", "None", "Choose"]),
     ({"criterion": ["magnitude"]}, ["criterion must be one of", "['magnitude']"]),
     ({"ramp": "Cubic"}, ["ramp must be one of", "'Cubic'", "mean 'cubic'"]),
     ({"ramp": 3}, ["ramp must be one of", "got 3", "Choose"]),
-    ({"envelope": "raising"}, ["envelope must be one of", "'raising'", "mean 'rising'"]),
+    ({"levels": "raising"}, ["levels must be one of", "'raising'", "mean 'rising'"]),
+    ({"recompute": "edge"}, ["recompute must be one of", "'edge'", "mean 'edges'"]),
+    ({"method": "held"}, ["method must be one of", "'held'", "mean 'hold'"]),
+    ({"method": "ac/dc"}, ["method must be one of", "'ac/dc'", "mean 'ac_dc'"]),
+    ({"initial_criterion": "rand"}, ["initial_criterion must be one of", "'rand'"]),
+    ({"initial_sparsity": 0.95}, ["initial_sparsity must not exceed", "0.9; got 0.95"]),
     ({"num_cycles": 0}, ["num_cycles must be an integer of at least 1", "got 0"]),
     ({"num_cycles": -1}, ["num_cycles must be", "-1"]),
     ({"num_cycles": 2.0}, ["num_cycles must be", "2.0"]),
     ({"num_cycles": True}, ["num_cycles must be", "True"]),
     ({"num_cycles": "4"}, ["num_cycles must be", "'4'"]),
-    ({"num_cycles": None}, ["num_cycles must be", "None"]),
     ({"interval_steps": 0}, ["interval_steps must be an integer of at least 1", "got 0"]),
     ({"interval_steps": 0.5}, ["interval_steps must be", "0.5"]),
     ({"pruning_seed": "0"}, ["pruning_seed must be an integer", "'0'"]),
@@ -68,12 +74,13 @@ BAD = [
     *(
         ({name: value}, [f"{name} must be in [0, 1]", repr(value), "0.5"])
         for name in FRACTIONS
-        for value in (-0.1, 1.1, 50, math.nan, "0.5", None, True)
+        for value in (-0.1, 1.1, 50, math.nan, "0.5", True)
     ),
     *(
         ({name: value}, [f"{name} must be True or False", repr(value), "Pass"])
         for name in FLAGS
         for value in ("no", 0, None)
+        if name not in OPTIONAL or value is not None
     ),
 ]
 
@@ -98,7 +105,7 @@ GOOD = [
     {"sparsity": 0},
     {"sparsity": 0.999},
     {"sparsity": 0.9, "num_cycles": 1},
-    {"sparsity": 0.9, "reset_ratio": 0, "ramp_ratio": 1, "dip_ratio": 0.0},
+    {"sparsity": 0.9, "reset_ratio": 0, "ramp_ratio": 1, "rise_ratio": 0.0},
     {"sparsity": 0.9, "interval_steps": 1, "pruning_seed": -3},
     {"sparsity": 0.9, "targets": [r"layer\.0", "query"], "ignore": []},
     {"pattern": "2:4"},
@@ -106,7 +113,10 @@ GOOD = [
     *({"sparsity": 0.9, "scope": scope} for scope in SCOPES),
     *({"sparsity": 0.9, "ramp": name} for name in RAMPS),
     *({"sparsity": 0.9, "criterion": name} for name in CRITERIA),
-    *({"sparsity": 0.9, "envelope": name} for name in ENVELOPES),
+    *({"sparsity": 0.9, "levels": name} for name in LEVELS),
+    *({"sparsity": 0.9, "recompute": name, "reset_ratio": 1.0} for name in RECOMPUTE[:-1]),
+    *({"sparsity": 0.9, "method": name} for name in METHODS if name != "hold"),
+    {"method": "hold", "targets": ["query"]},
 ]
 
 
@@ -124,15 +134,37 @@ def test_a_config_survives_its_json_file(options, tmp_path):
 def test_a_config_builds_what_it_says(options):
     config = PruningConfig(**options)
     schedule = config.build_schedule(1000)
-    assert schedule.sparsity == config.target_sparsity == schedule.sparsity_at(1000)
+    if config.target_sparsity is not None:
+        assert schedule.sparsity == config.target_sparsity == schedule.sparsity_at(1000)
     assert all(
-        getattr(schedule, name) == getattr(config, name)
-        for name in set(Schedule.__dataclass_fields__) & set(field_names()) - {"sparsity"}
+        getattr(schedule, name) == getattr(config.plan, name)
+        for name in set(Schedule.__dataclass_fields__) & OPTIONAL
     )
-    assert type(config.build_criterion()) is CRITERIA[config.criterion]
+    is_changed_later = config.plan.initial_criterion is not None
+    made = FirstCycle if is_changed_later else CRITERIA[config.plan.criterion]
+    assert type(config.build_criterion()) is made
     assert config.build_criterion().seed == config.pruning_seed
     is_nm = config.pattern != "unstructured"
     assert isinstance(config.build_pattern(), NM if is_nm else Unstructured)
+
+
+def test_what_is_given_goes_before_the_methods_settings_and_these_before_the_defaults():
+    plan = PruningConfig(method="rising", sparsity=0.9, reset_ratio=0.6).plan
+    assert plan == Plan(levels="rising", ramp_ratio=0.3, reset_ratio=0.6)
+
+
+def test_a_value_that_is_false_or_zero_is_given_too():
+    plan = PruningConfig(sparsity=0.9, lr_restarts=False, reset_ratio=0.0).plan
+    assert plan == Plan(lr_restarts=False, reset_ratio=0.0)
+
+
+@pytest.mark.parametrize("name", [*Plan.__dataclass_fields__, "sparsity", "scope"])
+def test_with_zeros_that_stay_nothing_else_is_chosen(name):
+    if name == "recompute":
+        return
+    values = {"lr_restarts": True, "num_cycles": 2, "scope": "layer"}
+    with pytest.raises(ValueError, match=f"^{name} must be left out with method 'hold'"):
+        PruningConfig(method="hold", **{name: values.get(name, 0.5)})
 
 
 def test_the_sparsity_of_nm_is_exact_whatever_was_rounded():

@@ -89,7 +89,7 @@ def _names(facts: Card) -> dict[str, Any]:
     config, record = facts.config, facts.record
     target = config.target_sparsity
     asked = dataclasses.replace(facts.report, target_sparsity=target)
-    one_climb = config.num_cycles == 1 or config.envelope == "rising"
+    one_climb = config.plan.num_cycles == 1 or config.plan.levels == "rising"
     return {
         "mark": _MARK,
         "title": find_title(facts),
@@ -97,9 +97,10 @@ def _names(facts: Card) -> dict[str, Any]:
         "datasets": _dataset_links(facts),
         "method": find_method(facts),
         "patterns": find_patterns(facts),
+        "plan": config.plan,
         "target": target,
         "is_at_target": asked.is_at_target,
-        "span": "run" if one_climb else f"first of {config.num_cycles} cycles",
+        "span": "run" if one_climb else f"first of {config.plan.num_cycles} cycles",
         "auto_class": _auto_class(facts.model_class),
         "place": one_line(facts.repo_id or "") or f"path/to/{find_title(facts)}",
         "split": dataset_part(facts, "split"),

@@ -57,12 +57,12 @@ def find_method(facts: Card) -> str:
     config, record = facts.config, facts.record
     if config.method == "hold":
         return "hold"
-    total_steps = record.total_steps or 100 * config.num_cycles  # if no run is known
-    schedule = config.build_schedule(max(total_steps, config.num_cycles))
+    total_steps = record.total_steps or 100 * config.plan.num_cycles  # if no run is known
+    schedule = config.build_schedule(max(total_steps, config.plan.num_cycles))
     s, last = schedule.sparsity_at, record.weights_step or schedule.total_steps
     if any(s(edge + 1) < s(edge) for edge in schedule.edges[1:-1] if edge < last):
-        return "rising" if schedule.is_rising else "cyclical"
-    is_at_once = config.ramp_ratio == 0 or config.ramp in ("constant", "step")
+        return "rising" if schedule.levels == "rising" else "cyclical"
+    is_at_once = config.plan.ramp_ratio == 0 or config.plan.ramp in ("constant", "step")
     return "one-shot" if is_at_once else "gradual"
 
 
@@ -71,7 +71,7 @@ def is_of_first_cycle(facts: Card) -> bool:
     config, record = facts.config, facts.record
     if config.method == "hold" or not record.weights_step:
         return False
-    schedule = config.build_schedule(max(record.total_steps, config.num_cycles))
+    schedule = config.build_schedule(max(record.total_steps, config.plan.num_cycles))
     return schedule.num_cycles > 1 and record.weights_step <= schedule.edges[1]
 
 

@@ -44,7 +44,7 @@ def _group_rows(title: str, groups: Mapping[str, SparsityReport]) -> Rows:
 
 def _cycle_rows(facts: Card) -> Rows:
     """One for each finished cycle; none where there is but one to come."""
-    if facts.config.num_cycles == 1 or facts.config.method == "hold":
+    if facts.config.plan.num_cycles == 1 or facts.config.method == "hold":
         return []
     metrics = [measured(cycle.metrics) for cycle in facts.report.cycles]
     names = dict.fromkeys(name for measured in metrics for name in measured)

@@ -4,6 +4,7 @@ Counts are exact: a group loses `round(sparsity * numel)` weights, whatever ties
 scores hold, and with n:m at full sparsity exactly m - n of every m. A pattern never sees a step.
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from hf_cyclprune.checks import check_sparsity
 from hf_cyclprune.pruning.selection import HIGHEST_KEY
 
 Shapes = Mapping[str, Sequence[int]]
@@ -196,3 +198,27 @@ def parse_pattern(pattern: str, scope: str | None = None) -> Pattern:
             "n:m fixes the sparsity of every group of weights."
         )
     return NM(n, m)
+
+
+def find_target(sparsity: float | None, pattern: Pattern) -> float:
+    """The target sparsity s_t in [0, 1): exactly (m - n) / m for n:m, else what was given.
+
+    Raises:
+        ValueError: neither says how sparse, or the two contradict each other.
+    """
+    if not isinstance(pattern, NM):
+        if sparsity is None:
+            raise ValueError(
+                "sparsity must be given for pattern 'unstructured'; got None. "
+                "Pass a fraction, for example 0.9, or an n:m pattern such as '2:4'."
+            )
+        check_sparsity(sparsity)
+        return sparsity
+    if sparsity is not None:
+        check_sparsity(sparsity)
+        if not math.isclose(sparsity, pattern.sparsity, abs_tol=0.005):
+            raise ValueError(
+                f"sparsity must be {pattern.sparsity:.4g} with pattern '{pattern}', or be left "
+                f"out; got {sparsity!r}. Drop one of the two."
+            )
+    return pattern.sparsity

@@ -19,7 +19,7 @@ from torch import Tensor
 from hf_cyclprune.pruning.criteria import Criterion
 from hf_cyclprune.pruning.patterns import Pattern
 from hf_cyclprune.pruning.schedules import Schedule
-from hf_cyclprune.pruning.selection import CHUNK, HIGHEST_KEY, find_cut, keep_above_, order_keys
+from hf_cyclprune.pruning.selection import CHUNK, HIGHEST_KEY, order_keys, prune_lowest_
 
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -71,6 +71,14 @@ class Pruner:
             for name, weight in self.targets.items()
         }
         self.num_pruned = [0] * len(self.groups)
+        if self.schedule.keeps_zeros:
+            self.take_zeros()
+        self._zeros_at_start = self.num_pruned
+        if self.schedule.keeps_zeros and not any(self.num_pruned):
+            raise ValueError(
+                "The model has no zeros to keep in its target weights. Load a pruned model, or "
+                "choose a method that prunes and a sparsity."
+            )
 
     @property
     def num_weights(self) -> int:
@@ -84,12 +92,23 @@ class Pruner:
 
     @property
     def is_at_target(self) -> bool:
-        """Whether every group has as many zeros as the schedule's target asks for."""
+        """Whether every group has as many zeros as the schedule's target asks for.
+
+        A schedule that never recomputes asks for the zeros that were there at the start.
+        """
+        if self.schedule.keeps_zeros:
+            return self.num_pruned == self._zeros_at_start
         return not self.pending and self.num_pruned == self.demand(self.schedule.sparsity)
 
     def demand(self, sparsity: float) -> list[int]:
         """Pruned weights of each group at this sparsity."""
         return self.pattern.num_pruned(self.shapes, sparsity)
+
+    def take_zeros(self) -> None:
+        """Make the zeros that the weights have now the masks."""
+        for name, weight in self.targets.items():
+            self.masks[name].copy_(weight.detach() != 0)
+        self.count_pruned()
 
     def count_pruned(self) -> None:
         """Set `num_pruned` to what is pruned in the masks, which something else has changed."""
@@ -180,17 +199,13 @@ class Pruner:
         names = self.groups[group]
         blocks = [(name, rows) for name in names for rows in self._blocks(name)]
 
-        def keys() -> Iterable[Tensor]:
+        def score() -> Iterable[Tensor]:
             return (self._keys(name, rows, is_reset) for name, rows in blocks)
 
-        if len(names) == 1:  # small enough to keep
-            kept_keys = list(keys())
-            keys = lambda: kept_keys  # noqa: E731
-        cut = find_cut(keys, num_pruned)
-        num_ties_seen: Tensor | int = 0
-        for (name, rows), block_keys in zip(blocks, keys(), strict=True):
-            mask = self.masks[name][rows].view(-1)
-            num_ties_seen = keep_above_(mask, block_keys, cut, num_ties_seen)
+        # The keys of one target are small enough to keep; those of several are made anew.
+        keys = score if len(names) > 1 else list(score()).copy
+        masks = (self.masks[name][rows].view(-1) for name, rows in blocks)
+        prune_lowest_(masks, keys, num_pruned)
 
     def _blocks(self, name: str) -> list[slice]:
         """The rows of a target that are scored at a time: on a CPU, what a core's cache holds."""
@@ -204,42 +219,21 @@ class Pruner:
         """The flat keys of some rows of a target, highest where nothing may be pruned."""
         weight = self.targets[name]
         block = weight.detach()[rows]
-        if self.criterion.needs_gradient and weight.grad is not None:
-            block.grad = weight.grad[rows]
-        scores = self.criterion.score(name, block)
+        gradient = self._gradient(name)[rows] if self.criterion.needs_gradient else None
+        scores = self.criterion.score(name, block, gradient)
         keys = order_keys(scores, is_signed=self.criterion.is_signed)
         if is_reset:
             keys = keys.masked_fill(self.masks[name][rows].view(-1), HIGHEST_KEY)
         return self.pattern.protect(keys, block.shape)
 
+    def _gradient(self, name: str) -> Tensor:
+        gradient = self.targets[name].grad
+        if gradient is None:
+            raise ValueError(
+                f"The criterion needs a gradient of every target weight, but '{name}' has none. "
+                "Use criterion='magnitude', or leave this weight out with ignore=."
+            )
+        return gradient
+
     def _size(self, group: int) -> int:
         return sum(self.targets[name].numel() for name in self.groups[group])
-
-
-@dataclass
-class HeldPruner(Pruner):
-    """Keeps the zeros that the weights have at the start; the schedule only counts the steps.
-
-    Raises:
-        ValueError: there is no zero to keep.
-    """
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, weight in self.targets.items():
-            self.masks[name].copy_(weight.detach() != 0)
-        self.count_pruned()
-        if not any(self.num_pruned):
-            raise ValueError(
-                "method 'hold' must have a model with zeros in its target weights; got a dense "
-                "one. Load a pruned model, or choose a sparsity instead."
-            )
-
-    @property
-    def is_at_target(self) -> bool:
-        return True
-
-    def step(self, t: int) -> PruningStep:
-        """Apply the masks."""
-        self.apply_masks_()
-        return PruningStep()

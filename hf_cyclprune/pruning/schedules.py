@@ -1,80 +1,45 @@
-r"""Optimizer step -> sparsity: an envelope, dips in it, and the edges where the cycles begin.
+r"""Optimizer step -> sparsity: levels, the climbs to them, and the edges where the cycles begin.
 
 Cyclical pruning (Srinivas et al. 2022, https://arxiv.org/abs/2202.01290) lets sparsity climb to the
 target, fall back and climb again. With T optimizer steps, k cycles and t = 1..T finished steps:
 
-    e_c  = round(c T / k)                   cycle c owns the steps e_c + 1 .. e_(c+1)
-    u    = t - 1 - e_c                      position in the cycle; u = 0 is its edge
-    x    = min(1, u / L')                   L' steps of climb, the rest is fine-tuning
-    s(t) = E(t) (1 - (1 - d_c) (1 - r(x)))  r: the ramp; d_c: what is left of E at the edge
+    e_c  = round(c T / k)                       cycle c owns the steps e_c + 1 .. e_(c+1)
+    u    = t - 1 - e_c                          position in the cycle; u = 0 is its edge
+    x    = min(1, u / L')                       L' steps of climb, the rest is fine-tuning
+    s(t) = s_t l_c (1 - (1 - d_c) (1 - r(x)))   r: the ramp; l_c: the cycle's level
 
-The envelope E is what a cycle climbs to. "constant" (the paper): E = s_t, d_0 = 0, later d_c is the
-reset ratio, so that s = s_t + (s_init - s_t)(1 - x)^3 for the cubic ramp. "rising": E itself climbs
-once over the whole run, and each later cycle starts with a dip below it; with a reset ratio of 1
-nothing dips and this is gradual pruning (Zhu & Gupta 2017, https://arxiv.org/abs/1710.01878).
+The level l_c is the share of the target s_t that a cycle climbs to (see `LEVELS`), and d_c is the
+share of it with which the cycle starts: the initial sparsity in the first cycle, and the reset
+ratio times the level of the cycle before in a later one. In the paper every level is 1 and the
+first cycle starts at 0, so that s = s_t + (s_init - s_t)(1 - x)^3 for the cubic ramp.
 """
 
-import math
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
-from hf_cyclprune.checks import (
-    check_count,
-    check_fraction,
-    check_known,
-    check_sparsity,
-)
+from hf_cyclprune.checks import check_count, check_fraction, check_known, check_sparsity
+from hf_cyclprune.pruning.ramps import RAMPS
 
-RAMPS: dict[str, Callable[[float], float]] = {}
-"""Shapes of a climb, [0, 1] -> [0, 1], each with r(1) = 1 exactly."""
+LEVELS: dict[str, Callable[[int, int, float], float]] = {
+    "constant": lambda cycle, num_cycles, rise: 1.0,
+    "rising": lambda cycle, num_cycles, rise: rise,
+    "stairs": lambda cycle, num_cycles, rise: (cycle + 1) / num_cycles,
+    "last": lambda cycle, num_cycles, rise: float(cycle == num_cycles - 1),
+}
+"""What the cycles climb to, as a share of the way from the initial sparsity to the target.
 
-ENVELOPES = ("constant", "rising")
+Each takes the cycle (0..k-1), their number k, and the height in [0, 1] of one climb over the run:
 
+- "constant": every cycle climbs to the target;
+- "rising": the level itself climbs once over the whole run, and the cycles dip below it;
+- "stairs": every cycle climbs as far again as the one before;
+- "last": only the last cycle climbs.
+"""
 
-def ramp(name: str) -> Callable[[Callable[[float], float]], Callable[[float], float]]:
-    """Register a ramp under `name`; it must be monotone and reach exactly 1 at x = 1."""
-
-    def register(function: Callable[[float], float]) -> Callable[[float], float]:
-        RAMPS[name] = function
-        return function
-
-    return register
-
-
-@ramp("cubic")
-def cubic(x: float) -> float:
-    """Steep first, flat last; https://arxiv.org/abs/1710.01878, equation 1.
-
-    >>> 0.5 * cubic(10 / 20)
-    0.4375
-    """
-    return 1.0 - (1.0 - x) ** 3
-
-
-@ramp("linear")
-def linear(x: float) -> float:
-    """The same gain at every step."""
-    return x
-
-
-@ramp("cosine")
-def cosine(x: float) -> float:
-    """Flat at both ends."""
-    return 1.0 if x >= 1.0 else (1.0 - math.cos(math.pi * x)) / 2.0
-
-
-@ramp("step")
-def step(x: float) -> float:
-    """Nothing until the climb's end, then everything."""
-    return 1.0 if x >= 1.0 else 0.0
-
-
-@ramp("constant")
-def constant(x: float) -> float:
-    """Everything at once, at the edge."""
-    return 1.0
+RECOMPUTE = ("climb", "edges", "always", "first_cycle", "never")
+"""When masks are recomputed: see `Schedule.is_pruning_step`."""
 
 
 def cycle_edges(total_steps: int, num_cycles: int) -> tuple[int, ...]:
@@ -90,8 +55,8 @@ def cycle_edges(total_steps: int, num_cycles: int) -> tuple[int, ...]:
 class Schedule:
     """How sparse the model must be after optimizer step t, and at which steps masks are recomputed.
 
-    Pure: no state, no model. Every cycle's climb ends inside the cycle, so a cycle on the constant
-    envelope, and every run, ends at exactly `sparsity`.
+    Pure: it has no state and knows no model. Every climb ends inside its cycle, so that every run
+    ends at exactly `sparsity`, and with constant levels every cycle does.
 
     >>> schedule = Schedule(sparsity=0.8, total_steps=20, num_cycles=2)
     >>> [round(schedule.sparsity_at(t), 3) for t in (1, 5, 9, 10, 11, 19, 20)]
@@ -101,16 +66,18 @@ class Schedule:
         sparsity: the target s_t, a fraction of the target weights in [0, 1).
         total_steps: T, optimizer steps of the whole run, at least `num_cycles`.
         num_cycles: k.
-        reset_ratio: in [0, 1]; sparsity at a later edge, as a fraction of the envelope.
+        reset_ratio: in [0, 1]; sparsity at a later edge, as a fraction of that before it.
         ramp: a name in `RAMPS`.
-        ramp_ratio: in [0, 1]; the climb's share of a cycle (rising: the envelope's, of the run).
-        envelope: "constant" or "rising".
-        dip_ratio: in [0, 1], rising only; a dip's share of its cycle.
+        ramp_ratio: in [0, 1]; the share of a cycle in which it climbs to its level.
+        levels: a name in `LEVELS`.
+        rise_ratio: in [0, 1], rising levels only; the share of the run in which the level climbs.
         interval_steps: optimizer steps between two pruning steps of a climb (the paper's Delta t);
             None chooses clamp(round(L' / 40), 1, 100).
+        recompute: a name in `RECOMPUTE`.
+        initial_sparsity: in [0, sparsity]; where the first climb begins.
 
     Raises:
-        ValueError: a value out of its range.
+        ValueError: a value out of its range, or options that contradict each other.
     """
 
     sparsity: float
@@ -119,23 +86,41 @@ class Schedule:
     reset_ratio: float = 0.5
     ramp: str = "cubic"
     ramp_ratio: float = 0.8
-    envelope: str = "constant"
-    dip_ratio: float = 0.3
+    levels: str = "constant"
+    rise_ratio: float = 0.8
     interval_steps: int | None = None
+    recompute: str = "climb"
+    initial_sparsity: float = 0.0
 
     def __post_init__(self) -> None:
         check_sparsity(self.sparsity)
         check_count("num_cycles", self.num_cycles)
-        for name in ("reset_ratio", "ramp_ratio", "dip_ratio"):
+        for name in ("reset_ratio", "ramp_ratio", "rise_ratio", "initial_sparsity"):
             check_fraction(name, getattr(self, name))
         if self.interval_steps is not None:
             check_count("interval_steps", self.interval_steps)
         check_known("ramp", self.ramp, RAMPS)
-        check_known("envelope", self.envelope, ENVELOPES)
+        check_known("levels", self.levels, LEVELS)
+        check_known("recompute", self.recompute, RECOMPUTE)
+        self._check_together()
+
+    def _check_together(self) -> None:
         if self.num_cycles > self.total_steps:
             raise ValueError(
-                f"num_cycles must not exceed the number of optimizer steps ({self.total_steps}); "
-                f"got {self.num_cycles}. Train longer or ask for fewer cycles."
+                f"num_cycles must not exceed the run's optimizer steps ({self.total_steps}); got "
+                f"{self.num_cycles}. Train longer or ask for fewer cycles."
+            )
+        if self.initial_sparsity > self.sparsity:
+            raise ValueError(
+                f"initial_sparsity must not exceed the sparsity of {self.sparsity:g}; got "
+                f"{self.initial_sparsity:g}. Pass a smaller one."
+            )
+        is_frozen = self.recompute == "first_cycle" and self.num_cycles > 1
+        if is_frozen and (self.reset_ratio < 1 or self.levels != "constant"):
+            raise ValueError(
+                "reset_ratio must be 1 and levels 'constant' with recompute='first_cycle', which "
+                f"keeps the masks of the first cycle; got {self.reset_ratio:g} and "
+                f"'{self.levels}'. Choose another recompute, or these two."
             )
 
     @cached_property
@@ -144,14 +129,16 @@ class Schedule:
         return cycle_edges(self.total_steps, self.num_cycles)
 
     @property
-    def is_rising(self) -> bool:
-        return self.envelope == "rising"
+    def keeps_zeros(self) -> bool:
+        """Whether the masks are the zeros that the weights have at the start."""
+        return self.recompute == "never"
 
     def cycle(self, t: int) -> int:
         """The cycle, 0..k-1, that owns step t."""
         return min(max(bisect_left(self.edges, t) - 1, 0), self.num_cycles - 1)
 
     def cycle_length(self, cycle: int) -> int:
+        """Optimizer steps of a cycle."""
         return self.edges[cycle + 1] - self.edges[cycle]
 
     def is_cycle_end(self, t: int) -> bool:
@@ -160,46 +147,69 @@ class Schedule:
 
     def climb_length(self, cycle: int) -> int:
         """L': u = 0..L' is the climb of this cycle; at most the cycle's length - 1."""
-        ratio = self.dip_ratio if self.is_rising else self.ramp_ratio
-        if self.is_rising and cycle == 0:
-            ratio = 0.0  # the envelope itself starts at 0: nothing to climb back to
-        return _climb(ratio, self.cycle_length(cycle))
+        is_flat = (self.levels == "rising" and cycle == 0) or (
+            self.recompute == "first_cycle" and cycle > 0
+        )
+        return 0 if is_flat else _climb(self.ramp_ratio, self.cycle_length(cycle))
 
     @cached_property
-    def envelope_length(self) -> int:
-        """Steps after which the envelope is at the target; 0 if it is constant."""
-        return _climb(self.ramp_ratio, self.total_steps) if self.is_rising else 0
+    def rise_length(self) -> int:
+        """Steps after which rising levels are at the target; 0 for other levels."""
+        return _climb(self.rise_ratio, self.total_steps) if self.levels == "rising" else 0
 
     @cached_property
     def interval(self) -> int:
         """Steps between two pruning steps of a climb."""
         if self.interval_steps is not None:
             return self.interval_steps
-        typical = _climb(self.ramp_ratio, round(self.total_steps / self.num_cycles))
+        ratio = self.rise_ratio if self.levels == "rising" else self.ramp_ratio
+        typical = _climb(ratio, round(self.total_steps / self.num_cycles))
         return min(max(round(typical / 40), 1), 100)
 
     def sparsity_at(self, t: int) -> float:
         """s(t) after optimizer step t in 1..T; exactly `sparsity` once the climb is over."""
         cycle = self.cycle(t)
-        r = RAMPS[self.ramp]
-        x = _position(t - 1 - self.edges[cycle], self.climb_length(cycle))
-        first = 1.0 if self.is_rising else 0.0
-        kept_at_edge = first if cycle == 0 else self.reset_ratio
-        level = r(_position(t - 1, self.envelope_length)) if self.is_rising else 1.0
-        return self.sparsity * level * (1.0 - (1.0 - kept_at_edge) * (1.0 - r(x)))
+        r = RAMPS[self.ramp](_position(t - 1 - self.edges[cycle], self.climb_length(cycle)))
+        level = self._level(cycle, t)
+        if self.keeps_zeros or level == 0.0:
+            return self.sparsity * level
+        if cycle == 0:
+            start = self._first / level
+        else:
+            start = self.reset_ratio * (self._level(cycle - 1, t) / level)
+        return self.sparsity * level * (1.0 - (1.0 - start) * (1.0 - r))
+
+    @cached_property
+    def _first(self) -> float:
+        """The initial sparsity as a share of the target."""
+        return self.initial_sparsity / self.sparsity if self.sparsity else 0.0
+
+    def _level(self, cycle: int, t: int) -> float:
+        """l_c, in [0, 1]."""
+        rise = RAMPS[self.ramp](_position(t - 1, self.rise_length))
+        share = LEVELS[self.levels](cycle, self.num_cycles, rise)
+        return 1.0 - (1.0 - self._first) * (1.0 - share) if self._first else share
 
     def is_pruning_step(self, t: int) -> bool:
-        """Whether masks are recomputed after step t.
+        """Whether masks are recomputed after step t, as `recompute` says.
 
-        True at every edge, at the last step of every climb, and every `interval` steps in between;
-        False in the fine-tuning that ends a cycle.
+        - "climb": at every edge, at the last step of every climb, and every `interval` steps in
+          between, but not in the fine-tuning that ends a cycle;
+        - "edges": at the first step of the run, and at those edges and ends of climbs where the
+          sparsity changes;
+        - "always": as "climb", and every `interval` steps of the fine-tuning too;
+        - "first_cycle": as "climb" in the first cycle, and not after it;
+        - "never": at no step.
         """
         cycle = self.cycle(t)
+        if self.keeps_zeros or (self.recompute == "first_cycle" and cycle > 0):
+            return False
         u, climb = t - 1 - self.edges[cycle], self.climb_length(cycle)
-        if u == 0 or u == climb or t - 1 == self.envelope_length:
-            return True
-        is_climbing = u < climb or t - 1 < self.envelope_length
-        return is_climbing and u % self.interval == 0
+        is_end = u in (0, climb) or t - 1 == self.rise_length
+        if self.recompute == "edges":
+            return is_end and (t == 1 or self.sparsity_at(t) != self.sparsity_at(t - 1))
+        is_climbing = u < climb or t - 1 < self.rise_length or self.recompute == "always"
+        return is_end or (is_climbing and u % self.interval == 0)
 
 
 def _climb(ratio: float, length: int) -> int:

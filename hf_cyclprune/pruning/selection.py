@@ -90,6 +90,20 @@ def keep_above_(mask: Tensor, keys: Tensor, cut: Cut, num_ties_seen: Tensor | in
     return num_ties_seen + num_ties
 
 
+def prune_lowest_(masks: Iterable[Tensor], keys: Keys, num_pruned: int) -> None:
+    """Write False into `masks` where the lowest `num_pruned` keys are, and True elsewhere.
+
+    Args:
+        masks: flat bool tensors, as long as those of `keys`, in the same order.
+        keys: see `Keys`; called three times.
+        num_pruned: in 0 .. number of keys - 1.
+    """
+    cut = find_cut(keys, num_pruned)
+    num_ties_seen: Tensor | int = 0
+    for mask, part in zip(masks, keys(), strict=True):
+        num_ties_seen = keep_above_(mask, part, cut, num_ties_seen)
+
+
 def _count(keys: Keys, to_digits: Callable[[Tensor], Tensor], num_bins: int) -> Tensor:
     """One histogram of the digits of all keys; a tensor is let go before the next is made."""
     total: Tensor | None = None

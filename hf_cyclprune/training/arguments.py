@@ -4,7 +4,9 @@ from dataclasses import dataclass
 
 from transformers import TrainingArguments
 
+from hf_cyclprune.checks import check_known
 from hf_cyclprune.config import PruningConfig, config_from_dict, config_to_dict
+from hf_cyclprune.methods import METHODS
 from hf_cyclprune.training.lr import check_restartable, check_warmup
 
 
@@ -12,7 +14,8 @@ from hf_cyclprune.training.lr import check_restartable, check_warmup
 class PruningArguments(PruningConfig, TrainingArguments):
     """`TrainingArguments` with every field of `PruningConfig`; each is also a flag.
 
-    With neither `sparsity`, an n:m `pattern` nor `method="hold"` nothing is pruned.
+    Nothing is pruned with neither `sparsity` nor an n:m `pattern`, unless the method keeps the
+    model's zeros, as `method="hold"` does.
 
     Raises:
         ValueError: as `PruningConfig`; also a pruning option without `sparsity` or n:m.
@@ -25,7 +28,7 @@ class PruningArguments(PruningConfig, TrainingArguments):
             self._check_together(config)
 
     def _check_together(self, config: PruningConfig) -> None:
-        """What can be known of schedule and learning rate before a model is loaded."""
+        """Check schedule and learning rate as far as they are known before a model is loaded."""
         if config.restarts_lr:
             check_restartable(self.lr_scheduler_type)
         if self.max_steps > 0:
@@ -35,8 +38,10 @@ class PruningArguments(PruningConfig, TrainingArguments):
 
     @property
     def is_pruning(self) -> bool:
+        """Whether anything is pruned, or zeros are kept."""
+        check_known("method", self.method, METHODS)
         is_chosen = self.sparsity is not None or self.pattern != "unstructured"
-        return is_chosen or self.method != "prune"
+        return is_chosen or self.plan.recompute == "never"
 
     def pruning_config(self) -> PruningConfig | None:
         """The validated pruning options as they are now; None if nothing is pruned."""

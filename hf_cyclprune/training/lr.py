@@ -71,13 +71,12 @@ def check_restartable(name: str | SchedulerType) -> None:
 
 
 def check_warmup(num_warmup_steps: int, schedule: Schedule) -> None:
-    """Raise a ValueError if the warm-up outlasts the climb of a cycle."""
-    climbs = [schedule.climb_length(c) for c in range(schedule.num_cycles)]
-    if schedule.is_rising:
-        climbs[0] = schedule.envelope_length
-    if num_warmup_steps > min(climbs):
+    """Raise a ValueError if the warm-up outlasts the climb of a cycle, or a cycle without one."""
+    cycles = range(schedule.num_cycles)
+    longest = min(schedule.climb_length(c) or schedule.cycle_length(c) - 1 for c in cycles)
+    if num_warmup_steps > longest:
         raise ValueError(
-            f"warmup_steps must not outlast a cycle's climb of {min(climbs)} optimizer steps; got "
+            f"warmup_steps must not outlast a cycle's climb of {longest} optimizer steps; got "
             f"{num_warmup_steps}, counted per cycle. Warm up for fewer steps, or pass "
             "lr_restarts=False."
         )

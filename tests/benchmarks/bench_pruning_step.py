@@ -16,7 +16,7 @@ import torch
 from torch.nn.utils import prune
 
 from hf_cyclprune import Pruner, Schedule
-from hf_cyclprune.pruning.criteria import Magnitude
+from hf_cyclprune.pruning.criteria import CRITERIA
 from hf_cyclprune.pruning.patterns import Unstructured
 
 SPARSITY = 0.9
@@ -41,7 +41,7 @@ def bert_base_weights(share_of_zeros: float) -> dict[str, torch.Tensor]:
 
 def new_pruner(weights: dict[str, torch.Tensor], scope: str = "global") -> Pruner:
     schedule = Schedule(sparsity=SPARSITY, total_steps=10, ramp="constant")
-    return Pruner(weights, schedule, Magnitude(), Unstructured(scope))
+    return Pruner(weights, schedule, CRITERIA["magnitude"](), Unstructured(scope))
 
 
 @pytest.fixture(autouse=True)

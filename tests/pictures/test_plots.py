@@ -137,7 +137,7 @@ def eight_runs():
         PruningConfig(sparsity=0.8, num_cycles=1),
         PruningConfig(pattern="2:4", num_cycles=2),
         PruningConfig(sparsity=0.95, num_cycles=8),
-        PruningConfig(sparsity=0.8, envelope="rising"),
+        PruningConfig(method="rising", sparsity=0.8, reset_ratio=0.5),
         PruningConfig(sparsity=0.9, ramp="linear"),
         PruningConfig(sparsity=0.7),
     ]

@@ -5,7 +5,10 @@ import sys
 import pytest
 import torch
 
-from hf_cyclprune.pruning.criteria import CRITERIA
+from hf_cyclprune.pruning.criteria import CRITERIA, Criterion, FirstCycle, criterion
+from hf_cyclprune.pruning.patterns import Unstructured
+from hf_cyclprune.pruning.pruner import Pruner
+from hf_cyclprune.pruning.schedules import Schedule
 
 HOSTILE = [0.0, -0.0, 1.0, -2.0, math.nan, -math.nan, math.inf, -math.inf]
 
@@ -23,7 +26,7 @@ def weight_with_gradient(dtype=torch.float32, *, hostile=False):
 
 def score(name, weight, **options):
     with torch.no_grad():
-        return CRITERIA[name](**options).score("layer.weight", weight)
+        return CRITERIA[name](**options).score("layer.weight", weight, weight.grad)
 
 
 @pytest.mark.parametrize("name", CRITERIA)
@@ -40,10 +43,10 @@ def test_every_criterion_answers_the_same_when_it_is_asked_again(name):
     weight = weight_with_gradient()
     criterion = CRITERIA[name]()
     criterion.begin_cycle(1)
-    first = criterion.score("a", weight)
-    criterion.score("b", weight)
+    first = criterion.score("a", weight, weight.grad)
+    criterion.score("b", weight, weight.grad)
     criterion.begin_cycle(1)
-    assert torch.equal(criterion.score("a", weight), first)
+    assert torch.equal(criterion.score("a", weight, weight.grad), first)
 
 
 @pytest.mark.parametrize("name", CRITERIA)
@@ -67,11 +70,13 @@ def test_a_criterion_that_promises_no_sign_bits_has_none(name, dtype):
 @pytest.mark.parametrize("name", CRITERIA)
 def test_a_criterion_that_needs_gradients_says_so_and_names_the_weight_without(name):
     weight = torch.nn.Parameter(torch.ones(2, 2))
+    pruner = Pruner({"layer.weight": weight}, Schedule(0.5, 1), CRITERIA[name](), Unstructured())
     if not CRITERIA[name].needs_gradient:
-        assert score(name, weight).shape == (2, 2)
+        pruner.prune_to(0.5)
+        assert weight.count_nonzero() == 2
         return
     with pytest.raises(ValueError, match=r"gradient.*'layer\.weight'.*criterion='magnitude'"):
-        score(name, weight)
+        pruner.prune_to(0.5)
 
 
 @pytest.mark.parametrize(
@@ -118,3 +123,49 @@ def test_random_scores_are_the_same_in_another_process_and_leave_the_global_gene
     criterion.begin_cycle(2)
     assert other.strip() == str(criterion.score("layer.weight", torch.ones(3, 4)).tolist())
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.fixture
+def registry(monkeypatch):
+    monkeypatch.setattr("hf_cyclprune.pruning.criteria.CRITERIA", mine := dict(CRITERIA))
+    return mine
+
+
+def test_a_function_becomes_a_criterion_and_stays_a_function(registry):
+    @criterion("product", is_elementwise=True, needs_gradient=True)
+    def product(weight, gradient):
+        """w g, signed."""
+        return weight * gradient
+
+    made = registry["product"](seed=3)
+    assert made.is_elementwise
+    assert made.needs_gradient
+    assert made.is_signed
+    assert made.seed == 3
+    assert type(made).__doc__ == "w g, signed."
+    ones = torch.ones(2, 2)
+    assert torch.equal(made.score("a", 2 * ones, 3 * ones), 6 * ones)
+    assert torch.equal(product(2 * ones, 3 * ones), 6 * ones)
+
+
+def test_a_class_is_registered_as_it_is(registry):
+    @criterion("mine")
+    class Mine(Criterion):
+        def score(self, name, weight, gradient=None):
+            return weight
+
+    assert registry["mine"] is Mine
+
+
+def test_the_first_cycle_can_have_a_criterion_of_its_own():
+    both = FirstCycle(CRITERIA["random"](seed=1), CRITERIA["taylor"]())
+    weight = weight_with_gradient()
+    both.begin_cycle(0)
+    assert not both.needs_gradient
+    random = CRITERIA["random"](seed=1)
+    assert torch.equal(both.score("a", weight), random.score("a", weight))
+    both.begin_cycle(1)
+    assert both.needs_gradient
+    assert torch.equal(
+        both.score("a", weight, weight.grad), CRITERIA["taylor"]().score("a", weight, weight.grad)
+    )

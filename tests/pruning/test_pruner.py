@@ -4,10 +4,11 @@ from contextlib import ExitStack
 import pytest
 import torch
 
-from hf_cyclprune.pruning.criteria import CRITERIA, Magnitude
+from hf_cyclprune.pruning.criteria import CRITERIA
 from hf_cyclprune.pruning.patterns import NM, SCOPES, Unstructured
 from hf_cyclprune.pruning.pruner import Pruner, PruningStep
-from hf_cyclprune.pruning.schedules import ENVELOPES, RAMPS, Schedule
+from hf_cyclprune.pruning.ramps import RAMPS
+from hf_cyclprune.pruning.schedules import LEVELS, Schedule
 
 PATTERNS = [*map(Unstructured, SCOPES), NM(2, 4), NM(1, 4)]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
@@ -83,13 +84,13 @@ def test_the_masks_of_every_step_are_those_of_the_slow_twin(
 
 
 @pytest.mark.parametrize("reset_ratio", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("envelope", ENVELOPES)
+@pytest.mark.parametrize("levels", LEVELS)
 @pytest.mark.parametrize("ramp", RAMPS)
-def test_the_masks_of_every_ramp_and_envelope_are_those_of_the_slow_twin(
-    new_toy, mask_of_lowest, ramp, envelope, reset_ratio
+def test_the_masks_of_every_ramp_and_all_levels_are_those_of_the_slow_twin(
+    new_toy, mask_of_lowest, ramp, levels, reset_ratio
 ):
     toy = new_toy()
-    options = {"ramp": ramp, "envelope": envelope, "reset_ratio": reset_ratio}
+    options = {"ramp": ramp, "levels": levels, "reset_ratio": reset_ratio}
     pruner = new_pruner(toy.targets, Unstructured("global"), **options)
     assert_equals_slow_twin(toy, pruner, mask_of_lowest)
     assert pruner.is_at_target
@@ -101,7 +102,7 @@ def assert_equals_slow_twin(toy, pruner, mask_of_lowest):
     for t in range(1, STEPS + 1):
         toy.train_step()
         scorer.begin_cycle(pruner.schedule.cycle(t))
-        scores = {name: scorer.score(name, w).detach() for name, w in toy.targets.items()}
+        scores = {name: scorer.score(name, w.detach(), w.grad) for name, w in toy.targets.items()}
         before = toy.copies()
         pruner.step(t)
         twin.step(t, scores)
@@ -311,7 +312,7 @@ def test_every_dtype_and_layout_is_pruned_as_a_contiguous_fp32_copy(
         toy.train_step()
         old = {name: mask.clone() for name, mask in pruner.masks.items()}
         twin_targets = {name: w.float().contiguous() for name, w in toy.copies().items()}
-        twin = Pruner(twin_targets, pruner.schedule, Magnitude(), pattern)
+        twin = Pruner(twin_targets, pruner.schedule, CRITERIA["magnitude"](), pattern)
         twin.masks, twin.num_pruned = old, list(pruner.num_pruned)
         assert pruner.step(t) == twin.step(t)
         assert bits_of(pruner) == bits_of(twin)

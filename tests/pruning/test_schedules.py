@@ -4,7 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_cyclprune.pruning.schedules import ENVELOPES, RAMPS, Schedule, cubic, cycle_edges
+from hf_cyclprune import PruningConfig
+from hf_cyclprune.pruning.ramps import RAMPS, cubic
+from hf_cyclprune.pruning.schedules import LEVELS, RECOMPUTE, Schedule, cycle_edges
 
 ratios = st.one_of(st.sampled_from([0.0, 0.3, 0.5, 1.0]), st.floats(0, 1))
 
@@ -18,10 +20,16 @@ def schedules(draw, **fixed):
         "reset_ratio": draw(ratios),
         "ramp": draw(st.sampled_from(list(RAMPS))),
         "ramp_ratio": draw(ratios),
-        "envelope": draw(st.sampled_from(ENVELOPES)),
-        "dip_ratio": draw(ratios),
+        "levels": draw(st.sampled_from(list(LEVELS))),
+        "rise_ratio": draw(ratios),
         "interval_steps": draw(st.one_of(st.none(), st.integers(1, 40))),
+        "recompute": draw(st.sampled_from(RECOMPUTE)),
+        "initial_sparsity": 0.0,
     }
+    options["initial_sparsity"] = options["sparsity"] * draw(st.sampled_from([0.0, 0.0, 0.5, 1.0]))
+    options |= fixed
+    if options["recompute"] == "first_cycle":
+        options |= {"reset_ratio": 1.0, "levels": "constant"}
     return Schedule(total_steps=total_steps, **{**options, **fixed})
 
 
@@ -39,30 +47,47 @@ class SlowTwin:
         length = edges[self.c + 1] - edges[self.c]
         self.u = t - 1 - edges[self.c]
         ratio = s.ramp_ratio
-        if s.envelope == "rising":
-            ratio = s.dip_ratio if self.c > 0 else 0.0
+        if s.levels == "rising" and self.c == 0:
+            ratio = 0.0
+        if s.recompute == "first_cycle" and self.c > 0:
+            ratio = 0.0
         self.climb = min(round(ratio * length), length - 1)
-        self.run_climb = min(round(s.ramp_ratio * big_t), big_t - 1)
+        self.run_climb = min(round(s.rise_ratio * big_t), big_t - 1)
         self.t, self.s = t, s
 
     def ramp(self, u, climb):
         return RAMPS[self.s.ramp](1.0 if u >= climb else u / climb)
 
+    def level(self, c):
+        """The sparsity that cycle c climbs to; with rising levels, at this step."""
+        s, k = self.s, self.s.num_cycles
+        share = {"constant": 1.0, "stairs": (c + 1) / k, "last": float(c == k - 1)}.get(s.levels)
+        if share is None:
+            share = self.ramp(self.t - 1, self.run_climb)
+        return s.initial_sparsity + (s.sparsity - s.initial_sparsity) * share
+
     def sparsity(self):
-        target, init = self.s.sparsity, 0.0
-        if self.s.envelope == "rising":
-            target = init = target * self.ramp(self.t - 1, self.run_climb)
+        if self.s.recompute == "never":
+            return self.level(self.c)
+        target = self.level(self.c)
         if self.c > 0:
-            init = self.s.reset_ratio * target
-        return init + (target - init) * self.ramp(self.u, self.climb)
+            start = self.s.reset_ratio * self.level(self.c - 1)
+        else:
+            start = target if self.s.levels == "rising" else self.s.initial_sparsity
+        return start + (target - start) * self.ramp(self.u, self.climb)
 
     def is_pruning_step(self):
-        is_last = self.u == self.climb
-        is_climbing = self.u < self.climb
-        if self.s.envelope == "rising":
-            is_last = is_last or self.t - 1 == self.run_climb
+        s = self.s
+        if s.recompute == "never" or (s.recompute == "first_cycle" and self.c > 0):
+            return False
+        is_end = self.u in (0, self.climb)
+        is_climbing = self.u < self.climb or s.recompute == "always"
+        if s.levels == "rising":
+            is_end = is_end or self.t - 1 == self.run_climb
             is_climbing = is_climbing or self.t - 1 < self.run_climb
-        return self.u == 0 or is_last or (is_climbing and self.u % self.s.interval == 0)
+        if s.recompute == "edges":
+            return is_end and (self.t == 1 or s.sparsity_at(self.t) != s.sparsity_at(self.t - 1))
+        return is_end or (is_climbing and self.u % s.interval == 0)
 
 
 @given(schedules())
@@ -77,20 +102,24 @@ def test_every_step_has_the_sparsity_of_the_formula(schedule):
 def test_pruning_steps_are_the_edges_the_climbs_ends_and_every_interval_between(schedule):
     due = [t for t in steps(schedule) if schedule.is_pruning_step(t)]
     assert due == [t for t in steps(schedule) if SlowTwin(schedule, t).is_pruning_step()]
-    assert {edge + 1 for edge in schedule.edges[:-1]} <= set(due)
+    if schedule.recompute in ("climb", "always"):
+        assert {edge + 1 for edge in schedule.edges[:-1]} <= set(due)
 
 
 @given(schedules())
 @settings(deadline=None, max_examples=60)
 def test_the_last_pruning_step_of_a_run_demands_exactly_the_target(schedule):
-    last = max(t for t in steps(schedule) if schedule.is_pruning_step(t))
+    last = max((t for t in steps(schedule) if schedule.is_pruning_step(t)), default=None)
+    if schedule.recompute == "never":
+        assert last is None
+        return
     assert schedule.sparsity_at(last) == schedule.sparsity
     assert schedule.sparsity_at(schedule.total_steps) == schedule.sparsity
 
 
-@given(schedules(envelope="constant"))
+@given(schedules(levels="constant", recompute="climb"))
 @settings(deadline=None, max_examples=60)
-def test_every_cycle_on_the_constant_envelope_ends_with_masks_of_exactly_the_target(schedule):
+def test_with_constant_levels_every_cycle_ends_with_masks_of_exactly_the_target(schedule):
     for end in schedule.edges[1:]:
         last = max(t for t in range(1, end + 1) if schedule.is_pruning_step(t))
         assert schedule.cycle(last) == schedule.cycle(end)
@@ -121,22 +150,26 @@ def test_the_cycles_share_the_steps_between_them(schedule):
     assert not schedule.is_cycle_end(0)
 
 
-@given(schedules(envelope="rising", reset_ratio=1.0))
+@given(schedules(levels="rising", reset_ratio=1.0, recompute="climb"))
 @settings(deadline=None, max_examples=40)
-def test_a_rising_envelope_without_dips_is_gradual_pruning_over_the_whole_run(schedule):
+def test_rising_levels_without_dips_are_gradual_pruning_over_the_whole_run(schedule):
     gradual = Schedule(
-        schedule.sparsity, schedule.total_steps, ramp=schedule.ramp, ramp_ratio=schedule.ramp_ratio
+        schedule.sparsity,
+        schedule.total_steps,
+        ramp=schedule.ramp,
+        ramp_ratio=schedule.rise_ratio,
+        initial_sparsity=schedule.initial_sparsity,
     )
     for t in steps(schedule):
         assert schedule.sparsity_at(t) == pytest.approx(gradual.sparsity_at(t), abs=1e-12)
 
 
-@given(schedules(envelope="rising"))
+@given(schedules(levels="rising", recompute="climb"))
 @settings(deadline=None, max_examples=40)
-def test_dips_of_a_rising_envelope_stay_between_the_reset_ratio_and_the_envelope(schedule):
-    envelope = Schedule(**{**vars_of(schedule), "reset_ratio": 1.0})
+def test_dips_below_rising_levels_stay_between_the_reset_ratio_and_the_level(schedule):
+    without_dips = Schedule(**{**vars_of(schedule), "reset_ratio": 1.0})
     for t in steps(schedule):
-        level = envelope.sparsity_at(t)
+        level = without_dips.sparsity_at(t)
         assert schedule.reset_ratio * level - 1e-12 <= schedule.sparsity_at(t) <= level + 1e-12
 
 
@@ -161,9 +194,9 @@ def test_one_cycle_is_gradual_pruning_with_the_known_value_half_way():
     assert schedule.sparsity_at(21) == 0.5
 
 
-def test_a_rising_envelope_by_hand():
-    # T = 20, k = 2: the envelope climbs for 16 steps; the dip of cycle 2 takes round(0.4 * 10) = 4
-    options = {"ramp": "linear", "envelope": "rising", "dip_ratio": 0.4, "reset_ratio": 0.5}
+def test_rising_levels_by_hand():
+    # T = 20, k = 2: the level climbs for 16 steps; the dip of cycle 2 takes round(0.4 * 10) = 4
+    options = {"ramp": "linear", "levels": "rising", "ramp_ratio": 0.4, "reset_ratio": 0.5}
     schedule = Schedule(sparsity=0.8, total_steps=20, num_cycles=2, **options)
     by_hand = {1: 0.0, 9: 0.4, 10: 0.45, 11: 0.5 * 0.5, 13: 0.75 * 0.6, 15: 0.7, 17: 0.8, 20: 0.8}
     assert {t: schedule.sparsity_at(t) for t in by_hand} == pytest.approx(by_hand)
@@ -183,6 +216,7 @@ def test_every_ramp_is_monotone_inside_the_unit_interval_and_ends_at_exactly_one
         ("cubic", 0.0, 0.578125, 0.875),
         ("linear", 0.0, 0.25, 0.5),
         ("cosine", 0.0, 0.1464466094, 0.5),
+        ("logistic", 0.0066936768, 0.1824480366, 0.8809057770),
         ("step", 0.0, 0.0, 0.0),
         ("constant", 1.0, 1.0, 1.0),
     ],
@@ -190,6 +224,57 @@ def test_every_ramp_is_monotone_inside_the_unit_interval_and_ends_at_exactly_one
 def test_the_ramps_have_their_known_values(name, at_0, at_quarter, at_half):
     values = [RAMPS[name](x) for x in (0.0, 0.25, 0.5)]
     assert values == pytest.approx([at_0, at_quarter, at_half])
+
+
+def schedule_of(method, sparsity=0.8, total_steps=20, **options):
+    config = PruningConfig(method=method, sparsity=sparsity, **options)
+    return config.build_schedule(total_steps)
+
+
+def due(schedule):
+    return [t for t in steps(schedule) if schedule.is_pruning_step(t)]
+
+
+def test_iterative_pruning_climbs_in_equal_stairs_at_the_edges():
+    schedule = schedule_of("iterative")
+    at = [schedule.sparsity_at(t) for t in (1, 5, 6, 10, 11, 15, 16, 20)]
+    assert at == pytest.approx([0.2, 0.2, 0.4, 0.4, 0.6, 0.6, 0.8, 0.8])
+    assert due(schedule) == [1, 6, 11, 16]
+
+
+def test_frozen_restarts_recompute_nothing_after_the_first_cycle():
+    schedule = schedule_of("frozen_restarts")
+    assert max(due(schedule)) == 5
+    assert {schedule.sparsity_at(t) for t in range(5, 21)} == {0.8}
+
+
+def test_ac_dc_alternates_between_dense_and_sparse_phases():
+    schedule = schedule_of("ac_dc", num_cycles=2)
+    assert [schedule.sparsity_at(t) for t in steps(schedule)] == ([0.0] * 5 + [0.8] * 5) * 2
+    assert due(schedule) == [1, 6, 11, 16]
+
+
+def test_sculpt_keeps_its_first_masks_until_the_cut_of_the_last_cycle():
+    schedule = schedule_of("sculpt")
+    at = [schedule.sparsity_at(t) for t in steps(schedule)]
+    assert at == pytest.approx([0.5] * 15 + [0.8] * 5)
+    assert due(schedule) == [1, 16]
+
+
+def test_projected_gradient_descent_is_at_the_target_and_prunes_at_every_step():
+    schedule = schedule_of("pgd")
+    assert {schedule.sparsity_at(t) for t in steps(schedule)} == {0.8}
+    assert due(schedule) == list(steps(schedule))
+
+
+def test_masks_of_the_first_cycle_cannot_follow_a_reset():
+    with pytest.raises(ValueError, match=r"reset_ratio must be 1 .*recompute='first_cycle'"):
+        schedule_of("frozen_restarts", reset_ratio=0.5)
+
+
+def test_the_first_climb_cannot_begin_above_the_target():
+    with pytest.raises(ValueError, match=r"initial_sparsity must not exceed .* 0\.3; got 0\.5"):
+        schedule_of("sculpt", sparsity=0.3)
 
 
 def test_cubic_half_way_to_one_half_is_0_4375():

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_cyclprune.pruning.criteria import Magnitude
+from hf_cyclprune.pruning.criteria import CRITERIA
 from hf_cyclprune.pruning.masks import compare_masks
 from hf_cyclprune.pruning.patterns import Unstructured
 from hf_cyclprune.pruning.pruner import Pruner
@@ -162,7 +162,10 @@ def test_right_after_an_edge_the_recovered_share_is_what_the_reset_frees(
     generator = torch.Generator().manual_seed(0)
     targets = {name: torch.randn(20, 20, generator=generator) for name in "ab"}
     schedule = Schedule(sparsity, total_steps=20, num_cycles=2, reset_ratio=reset_ratio)
-    pruner, history = Pruner(targets, schedule, Magnitude(), Unstructured(scope)), CycleHistory()
+    pruner, history = (
+        Pruner(targets, schedule, CRITERIA["magnitude"](), Unstructured(scope)),
+        CycleHistory(),
+    )
     for t in range(1, 21):
         for weight in targets.values():
             weight += 0.1 * torch.randn(20, 20, generator=generator)

@@ -14,7 +14,7 @@ def test_every_pruning_option_is_a_field_and_none_shadows_a_training_argument():
 def test_flags_are_parsed_into_the_config(tmp_path):
     flags = (
         f"--output_dir {tmp_path} --sparsity 0.9 --num_cycles 3 --scope global --ramp linear "
-        "--targets query key --no_lr_restarts --learning-rate 1e-4"
+        "--targets query key --lr_restarts False --learning-rate 1e-4"
     )
     (args,) = HfArgumentParser(PruningArguments).parse_args_into_dataclasses(flags.split())
     config = args.pruning_config()

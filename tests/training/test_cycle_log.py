@@ -293,7 +293,7 @@ def test_the_log_entry_of_a_cycles_end_holds_its_shares_and_no_other_does(run):
 
 
 def test_shares_that_do_not_exist_are_left_out(run):
-    config = PruningConfig(sparsity=0.8, envelope="rising", reset_ratio=1.0, num_cycles=2)
+    config = PruningConfig(sparsity=0.8, method="gradual_restarts", num_cycles=2)
     last = logged(run("trainer", config), "loss")[40]
     assert SHARES & set(last) == {"recovered_share_at_end", "mask_change"}
 

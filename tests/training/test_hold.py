@@ -80,7 +80,7 @@ def test_hold_resumes_bit_for_bit(kind, sparse, train, tmp_path):
 
 
 def test_a_dense_model_has_nothing_to_hold(tiny_bert, train):
-    with pytest.raises(ValueError, match="method 'hold' must have a model with zeros"):
+    with pytest.raises(ValueError, match="no zeros to keep"):
         train(PruningTrainer, model=tiny_bert(), pruning_config=HOLD)
 
 
@@ -91,13 +91,8 @@ def test_what_would_move_the_zeros_is_refused(option):
         PruningConfig(method="hold", **option)
 
 
-def test_an_unknown_method_is_refused():
-    with pytest.raises(ValueError, match="method must be one of prune, hold; got 'held'"):
-        PruningConfig(method="held", sparsity=0.5)
-
-
 def test_one_shot_pruning_does_not_hold(sparse):
-    with pytest.raises(ValueError, match="method must be 'prune'"):
+    with pytest.raises(ValueError, match=r"method must prune, .* got 'hold'"):
         prune_(sparse(), HOLD)
 
 

@@ -187,8 +187,8 @@ def test_a_callback_added_later_is_still_seen_by_the_gate(tiny_bert, arguments, 
     assert trainer.state.global_step == 10
 
 
-def test_on_a_rising_envelope_training_never_stops_below_the_target(watched):
-    config = PruningConfig(sparsity=0.8, num_cycles=4, envelope="rising")
+def test_with_rising_levels_training_never_stops_below_the_target(watched):
+    config = PruningConfig(sparsity=0.8, method="rising", reset_ratio=0.5)
     stopper = EarlyStoppingCallback(early_stopping_patience=1)
     trainer = watched(callbacks=[stopper], pruning_config=config)
     assert trainer.sparsity_report().is_at_target

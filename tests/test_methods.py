@@ -1,0 +1,125 @@
+"""The contract of the rows in METHODS."""
+
+import re
+
+import pytest
+import torch
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    DataCollatorWithPadding,
+    TrainingArguments,
+)
+
+from hf_cyclprune import METHODS, PruningConfig, PruningTrainer, find_targets, prune_
+from hf_cyclprune.demo.model import find_model
+from hf_cyclprune.demo.sentences import make_task
+from hf_cyclprune.methods import Method, Plan
+
+NAMES = [
+    *("cyclical", "gradual", "gradual_restarts", "rising", "one_shot", "iterative"),
+    *("frozen_restarts", "ac_dc", "one_cycle", "pgd", "sculpt", "hold"),
+]
+
+
+def test_the_methods_of_the_literature_are_there():
+    assert list(METHODS) == NAMES
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_row_sets_fields_of_the_config_and_training_arguments_that_exist(name):
+    row = METHODS[name]
+    assert set(row.settings) <= set(Plan.__dataclass_fields__)
+    assert set(row.training) <= set(TrainingArguments.__dataclass_fields__)
+    assert all(value != getattr(Plan(), field) for field, value in row.settings.items())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_row_explains_itself(name):
+    row = METHODS[name]
+    plan = PruningConfig(method=name, sparsity=None if name == "hold" else 0.9).plan
+    assert row.sentence.format(**vars(plan)).endswith(".")
+    assert row.formula
+    assert (row.paper is None) == (row.tag is None) == (name == "hold")
+
+
+def test_titles_are_unique():
+    assert len({row.title for row in METHODS.values()}) == len(METHODS)
+
+
+def test_every_paper_has_an_entry_under_its_key_and_an_address():
+    for row in METHODS.values():
+        if row.paper is not None:
+            assert re.match(rf"@\w+{{{row.paper.key},\n", row.paper.bibtex)
+            assert row.paper.url == f"https://arxiv.org/abs/{row.paper.arxiv}"
+            assert str(row.paper.year) in row.paper.short
+
+
+@pytest.fixture(scope="module")
+def task():
+    """Sentences of the standard library, tokenized, and what makes batches of them."""
+    tokenizer = AutoTokenizer.from_pretrained(find_model())
+    train, _ = make_task(400, 1)
+    encoded = [
+        {**tokenizer(row["text"], truncation=True, max_length=24), "labels": row["label"]}
+        for row in train
+    ]
+    return encoded, DataCollatorWithPadding(tokenizer), len(tokenizer)
+
+
+def new_model(vocab_size):
+    torch.manual_seed(0)
+    return BertForSequenceClassification(
+        BertConfig(
+            vocab_size=vocab_size,
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=64,
+            max_position_embeddings=32,
+        )
+    )
+
+
+@pytest.mark.parametrize("wanted", [{"sparsity": 0.8}, {"pattern": "2:4"}], ids=str)
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_trains_on_a_real_task_and_ends_at_its_exact_sparsity(
+    name, wanted, task, arguments
+):
+    examples, collator, vocab_size = task
+    model = new_model(vocab_size)
+    keeps_zeros = METHODS[name].settings.get("recompute") == "never"
+    if keeps_zeros:
+        prune_(model, PruningConfig(**wanted))
+    start = {name: weight.detach().clone() for name, weight in find_targets(model).items()}
+    options = {"max_steps": 60, "learning_rate": 5e-3, "warmup_steps": 2, "logging_steps": 1}
+    options |= METHODS[name].training
+    trainer = PruningTrainer(
+        model,
+        TrainingArguments(**arguments(**options)),
+        train_dataset=examples,
+        data_collator=collator,
+        pruning_config=PruningConfig(method=name, **({} if keeps_zeros else wanted)),
+    )
+    trainer.train()
+    share = wanted.get("sparsity", 0.5)
+    for weight in find_targets(model).values():
+        assert int((weight == 0).sum()) == round(share * weight.numel())
+        if "pattern" in wanted:
+            assert ((weight.view(-1, 4) != 0).sum(1) <= 2).all()
+    assert trainer.pruner.is_at_target
+    assert all(not torch.equal(weight, start[name]) for name, weight in find_targets(model).items())
+
+
+def test_a_row_of_a_user_is_a_method(monkeypatch, tiny_bert):
+    row = Method(
+        title="half at once",
+        formula="s_t / 2, then a climb",
+        sentence="Sparsity begins at {initial_sparsity}.",
+        settings={"num_cycles": 1, "initial_sparsity": 0.4},
+    )
+    monkeypatch.setitem(METHODS, "half", row)
+    schedule = PruningConfig(method="half", sparsity=0.8).build_schedule(10)
+    assert schedule.sparsity_at(1) == pytest.approx(0.4)
+    assert schedule.sparsity_at(10) == 0.8
