@@ -22,11 +22,12 @@ from hf_cyclprune.pruning.patterns import Pattern, find_target, parse_pattern
 from hf_cyclprune.pruning.pruner import Pruner
 from hf_cyclprune.pruning.ramps import RAMPS
 from hf_cyclprune.pruning.schedules import LEVELS, RECOMPUTE, Schedule
+from hf_cyclprune.pruning.targets import find_sparsity
 
 CONFIG_NAME = "pruning_config.json"
 
 
-def _option(default: object, meaning: str) -> Any:
+def _option(meaning: str, default: object = None) -> Any:
     """A field with the help text of its flag."""
     return field(default=default, metadata={"help": meaning})
 
@@ -35,7 +36,7 @@ def _option(default: object, meaning: str) -> Any:
 class PruningConfig:
     """What to prune, how far, and in which cycles; validated on construction.
 
-    A field that is None is as the method says: see `hf-cyclprune methods`, and `plan`.
+    The method decides every field that is None: see `hf-cyclprune methods`, and `plan`.
 
     Raises:
         ValueError: names the argument, its rule, the value and the remedy.
@@ -47,84 +48,71 @@ class PruningConfig:
     """
 
     method: str = _option(
-        "cyclical",
         f"A named set of the options below: {', '.join(METHODS)}. Options that you give go before "
         "the method's.",
+        "cyclical",
     )
     sparsity: float | None = _option(
-        None,
         "Fraction of the target weights that is zero at the end, in [0, 1). An n:m pattern implies "
         "it.",
     )
     pattern: str = _option(
-        "unstructured",
         "Where zeros may fall: 'unstructured' (anywhere), or 'n:m', which keeps n of every m input "
         "features, such as '2:4'.",
+        "unstructured",
     )
     scope: str | None = _option(
-        None,
         "Unstructured only: which weights are ranked together. 'layer' (default) prunes every "
         "matrix alike, 'global' ranks all of them together, 'erk' prunes large matrices more.",
     )
     criterion: str | None = _option(
-        None, f"How weights are scored; the lowest are pruned: {', '.join(CRITERIA)}."
+        f"How weights are scored; the lowest are pruned: {', '.join(CRITERIA)}."
     )
     num_cycles: int | None = _option(
-        None, "Number of climbs to the target sparsity. More cycles need a longer training."
+        "Number of climbs to the target sparsity. More cycles need a longer training."
     )
     reset_ratio: float | None = _option(
-        None,
         "Sparsity at the start of a later cycle, as a fraction of the sparsity before it. Raise it "
         "where a cycle is too short to climb from low.",
     )
-    ramp: str | None = _option(None, f"Shape of a climb: {', '.join(RAMPS)}.")
+    ramp: str | None = _option(f"Shape of a climb: {', '.join(RAMPS)}.")
     ramp_ratio: float | None = _option(
-        None, "Share of a cycle in which it climbs; the rest is fine-tuning at a fixed mask."
+        "Share of a cycle in which it climbs; the rest is fine-tuning at a fixed mask."
     )
     levels: str | None = _option(
-        None,
         f"What the cycles climb to: {', '.join(LEVELS)}. 'constant': the target; 'rising': one "
         "climb over the whole run, below which the cycles dip; 'stairs': equal steps; 'last': only "
         "the last cycle leaves the initial sparsity.",
     )
     rise_ratio: float | None = _option(
-        None, "Rising levels only: share of the run in which the level climbs to the target."
+        "Rising levels only: share of the run in which the level climbs to the target."
     )
     recompute: str | None = _option(
-        None,
         f"When masks are recomputed: {', '.join(RECOMPUTE)}. 'climb': while sparsity climbs; "
         "'edges': only where it jumps; 'always': in fine-tuning too; 'first_cycle': as 'climb', "
         "then frozen; 'never': the model's zeros stay.",
     )
     interval_steps: int | None = _option(
-        None,
         "Optimizer steps between two pruning steps of a climb. By default it is chosen from the "
         "climb's length, between 1 and 100.",
     )
     initial_sparsity: float | None = _option(
-        None, "Sparsity with which the first cycle begins. Raise it to prune much at once."
+        "Sparsity with which the first cycle begins. Raise it to prune much at once."
     )
-    initial_criterion: str | None = _option(
-        None, "Criterion of the first cycle, if it is another one."
-    )
-    lr_restarts: bool | None = _option(
-        None, "Run the whole learning-rate schedule once in every cycle."
-    )
+    initial_criterion: str | None = _option("Criterion of the first cycle, if it is another one.")
+    lr_restarts: bool | None = _option("Run the whole learning-rate schedule once in every cycle.")
     targets: list[str] | None = _option(
-        None,
         "Regular expressions of the weights to prune, instead of all Linear layers in the "
         "transformer's blocks.",
     )
-    ignore: list[str] | None = _option(None, "Regular expressions of weights that stay dense.")
-    pruning_seed: int = _option(
-        0, "Seed of criteria that draw random numbers; the same on every process."
-    )
-    eval_cycle_ends: bool = _option(False, "Evaluate at the end of every cycle.")
-    save_cycle_ends: bool = _option(False, "Save a checkpoint at the end of every cycle.")
+    ignore: list[str] | None = _option("Regular expressions of weights that stay dense.")
+    pruning_seed: int = _option("Seed of criteria that draw random numbers.", 0)
+    eval_cycle_ends: bool = _option("Evaluate at the end of every cycle.", False)
+    save_cycle_ends: bool = _option("Save a checkpoint at the end of every cycle.", False)
     fix_loss_scaling: bool = _option(
-        True,
         "Undo that transformers 5 multiplies the loss of BERT-style heads by the number of "
         "accumulation steps and of processes.",
+        True,
     )
 
     def __post_init__(self) -> None:
@@ -181,7 +169,7 @@ class PruningConfig:
         return self.plan.lr_restarts and self.plan.num_cycles > 1
 
     def build_schedule(self, total_steps: int, zeros: float = 0.0) -> Schedule:
-        """The schedule of a run.
+        """Return the schedule of a run.
 
         Args:
             total_steps: optimizer steps of the run.
@@ -196,24 +184,21 @@ class PruningConfig:
         return Schedule(zeros if target is None else target, total_steps, **options)
 
     def build_pruner(self, targets: Mapping[str, Tensor], total_steps: int) -> Pruner:
-        """What prunes these weights in a run of `total_steps` optimizer steps.
+        """Return what prunes these weights in a run of `total_steps` optimizer steps.
 
         Raises:
             ValueError: more cycles than steps; n:m that does not fit a weight; no zeros to keep.
         """
-        sizes = sum(weight.numel() for weight in targets.values())
-        zeros = 0
-        if self.target_sparsity is None:
-            zeros = sum(w.numel() - int(w.count_nonzero()) for w in targets.values())
-        schedule = self.build_schedule(total_steps, zeros / sizes)
+        zeros = find_sparsity(targets) if self.target_sparsity is None else 0.0
+        schedule = self.build_schedule(total_steps, zeros)
         return Pruner(targets, schedule, self.build_criterion(), self.build_pattern())
 
     def build_pattern(self) -> Pattern:
-        """The pattern of the zeros."""
+        """Return where zeros may fall."""
         return parse_pattern(self.pattern, self.scope)
 
     def build_criterion(self) -> Criterion:
-        """The criterion that scores the weights."""
+        """Return what scores the weights."""
         plan = self.plan
         criterion = CRITERIA[plan.criterion](seed=self.pruning_seed)
         if plan.initial_criterion is None:
@@ -222,17 +207,17 @@ class PruningConfig:
 
 
 def field_names() -> list[str]:
-    """The names of all pruning options, in the order of the class."""
+    """Return the names of all pruning options, in the order of the class."""
     return [f.name for f in dataclasses.fields(PruningConfig)]
 
 
 def config_to_dict(config: PruningConfig) -> dict[str, Any]:
-    """The pruning options alone, also of a config that holds others (`PruningArguments`)."""
+    """Return the pruning options alone, also of a config with others (`PruningArguments`)."""
     return {name: getattr(config, name) for name in field_names()}
 
 
 def config_from_dict(values: Mapping[str, Any]) -> PruningConfig:
-    """The config with these options.
+    """Return the config with these options.
 
     Raises:
         ValueError: an unknown option, or a value out of its range.

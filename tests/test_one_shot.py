@@ -78,7 +78,7 @@ def test_a_model_that_holds_nan_is_refused_before_anything_is_changed(tiny_bert)
     weights = list(find_targets(model).values())
     with torch.no_grad():
         weights[-1][0, 0] = math.nan
-    with pytest.raises(ValueError, match="finite target weights"):
+    with pytest.raises(ValueError, match=r"target weight .* holds NaN or infinity"):
         prune_(model, PruningConfig(sparsity=0.5))
     assert all((weight != 0).all() for weight in weights)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def pack_mask(mask: Tensor) -> Tensor:
-    """A bool tensor as one bit per element on the CPU.  # (ceil(numel / 8),) uint8
+    """Pack a bool tensor into one bit per element on the CPU.  # (ceil(numel / 8),) uint8
 
     >>> pack_mask(torch.tensor([[True, False], [False, True]]))
     tensor([9], dtype=torch.uint8)
@@ -19,7 +19,7 @@ def pack_mask(mask: Tensor) -> Tensor:
 
 
 def unpack_mask(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The bool tensor of this shape that `pack_mask` packed.
+    """Return the bool tensor of this shape that `pack_mask` packed.
 
     Raises:
         ValueError: the number of bytes does not fit the shape.
@@ -27,7 +27,7 @@ def unpack_mask(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
     numel = prod(shape)
     if packed.dtype != torch.uint8 or packed.numel() != (numel + 7) // 8:
         raise ValueError(
-            f"a packed mask of shape {shape} must be {(numel + 7) // 8} bytes; got "
+            f"A packed mask of shape {shape} must be {(numel + 7) // 8} bytes; got "
             f"{packed.numel()} of {packed.dtype}. The file belongs to another model."
         )
     bits = np.unpackbits(packed.cpu().numpy(), count=numel, bitorder="little")
@@ -37,9 +37,9 @@ def unpack_mask(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
 def compare_masks(
     reference: Mapping[str, Tensor], masks: Mapping[str, Tensor]
 ) -> tuple[float, float]:
-    """(share of all weights that only `masks` keep, Jaccard distance of the kept sets).
+    """Return (share of all weights that only `masks` keep, Jaccard distance of the kept sets).
 
-    `reference` holds packed masks. Waits for the device once.
+    `reference` holds packed masks. This waits for the device once.
     """
     counts = []
     for name, mask in masks.items():

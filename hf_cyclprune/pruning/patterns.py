@@ -1,7 +1,7 @@
 """Where zeros may fall: which weights are ranked together, and how many of them are pruned.
 
-Counts are exact: a group loses `round(sparsity * numel)` weights, whatever ties, zeros or NaNs its
-scores hold, and with n:m at full sparsity exactly m - n of every m. A pattern never sees a step.
+Counts are exact: a group loses `round(sparsity * numel)` weights whatever ties, zeros or NaNs its
+scores hold, and an n:m pattern at full sparsity loses exactly m - n of every m weights.
 """
 
 import math
@@ -26,18 +26,18 @@ class Pattern:
     """Splits the targets into groups and says how many weights of each are pruned."""
 
     def groups(self, shapes: Shapes) -> list[tuple[str, ...]]:
-        """The names that are ranked together, in target order."""
+        """Return the groups of names that are ranked together, in target order."""
         return [(name,) for name in shapes]
 
     def num_pruned(self, shapes: Shapes, sparsity: float) -> list[int]:
-        """Pruned weights of each group, at a sparsity in [0, 1]."""
+        """Return how many weights of each group are pruned at a sparsity in [0, 1]."""
         raise NotImplementedError
 
     def check(self, shapes: Shapes) -> None:
         """Raise a ValueError that names a target on which this pattern cannot be laid out."""
 
     def protect(self, keys: Tensor, shape: Sequence[int]) -> Tensor:
-        """The same keys, with the highest one where this pattern never prunes."""
+        """Return the keys with the highest possible one where this pattern never prunes."""
         return keys
 
 
@@ -72,8 +72,9 @@ class Unstructured(Pattern):
 class NM(Pattern):
     """n kept of every m consecutive weights along the input dimension of each row.
 
-    On the way there the n highest scores of every group of m are kept, and of the other m - n the
-    lowest in the whole target are pruned: dense at sparsity 0, exactly n:m at (m - n) / m.
+    At a lower sparsity the n highest scores of every group of m are kept, and of the others the
+    lowest in the whole target are pruned. So the target is dense at sparsity 0, and exactly n:m at
+    (m - n) / m.
 
     >>> NM(2, 4).num_pruned({"a": (2, 8)}, 0.25)
     [4]
@@ -110,7 +111,7 @@ class NM(Pattern):
 
 
 def is_top_of_group(groups: Tensor, n: int) -> Tensor:
-    """Which n entries of each row are highest; of equal ones the first.  # (G, M) -> bool (G, M)
+    """Mark the n highest entries of each row; of equal ones the first.  # (G, M) -> bool (G, M)
 
     An entry's rank is the number of entries that beat it: larger ones, and equal ones before it.
     """
@@ -126,7 +127,7 @@ def is_top_of_group(groups: Tensor, n: int) -> Tensor:
 
 
 def erk_densities(shapes: Sequence[Sequence[int]], density: float) -> list[float]:
-    """Erdos-Renyi-kernel densities: proportional to sum(shape) / prod(shape), at most 1.
+    """Return Erdos-Renyi-kernel densities: proportional to sum(shape) / prod(shape), at most 1.
 
     Layers whose share exceeds 1 stay dense, and the others take up what is left, so that the mean
     over all weights is `density` (Evci et al. 2020, https://arxiv.org/abs/1911.11134, section 3).
@@ -151,7 +152,7 @@ def erk_densities(shapes: Sequence[Sequence[int]], density: float) -> list[float
 
 
 def largest_remainder(parts: Sequence[float], total: int, limits: Sequence[int]) -> list[int]:
-    """Integers close to `parts` that add up to `total`; the largest fractions are rounded up.
+    """Round `parts` to integers that add up to `total`; the largest fractions are rounded up.
 
     >>> largest_remainder([1.2, 2.7, 3.1], 7, [9, 9, 9])
     [1, 3, 3]
@@ -169,7 +170,7 @@ def largest_remainder(parts: Sequence[float], total: int, limits: Sequence[int])
 
 
 def parse_pattern(pattern: str, scope: str | None = None) -> Pattern:
-    """The pattern that a user spelled "unstructured" or "n:m".
+    """Return the pattern that a user spelled "unstructured" or "n:m".
 
     Raises:
         ValueError: an unknown spelling or scope, n and m out of 0 < n < m, or n:m with a scope.
@@ -201,7 +202,7 @@ def parse_pattern(pattern: str, scope: str | None = None) -> Pattern:
 
 
 def find_target(sparsity: float | None, pattern: Pattern) -> float:
-    """The target sparsity s_t in [0, 1): exactly (m - n) / m for n:m, else what was given.
+    """Return the target sparsity s_t in [0, 1): exactly (m - n) / m for n:m, else the given one.
 
     Raises:
         ValueError: neither says how sparse, or the two contradict each other.

@@ -26,7 +26,7 @@ _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 @dataclass(frozen=True)
 class PruningStep:
-    """What `Pruner.step` did: how many groups got new masks, and whether zeros became fewer."""
+    """The outcome of `Pruner.step`: how many groups got new masks, and whether it was a reset."""
 
     num_recomputed: int = 0
     is_reset: bool = False
@@ -36,19 +36,24 @@ class PruningStep:
 class Pruner:
     """Masks of the targets, recomputed by `schedule` and applied after every optimizer step.
 
-    A **reset** is a pruning step that lowers the number of pruned weights of a group. It frees
-    weights only: all kept ones stay, and of the pruned ones those with the highest scores return.
-    It waits until the optimizer has moved a pruned weight of the group, because weights that are
-    all still zero would return in the order of their index (after a step with a learning rate of 0,
-    or one skipped for an overflow). It then uses the sparsity of the step at which it happens.
+    A **reset** is a pruning step that lowers the number of pruned weights of a group. It only frees
+    weights: all kept ones stay, and of the pruned ones those with the highest scores return. A
+    reset waits until the optimizer has moved a pruned weight of the group. After a step with a
+    learning rate of 0, or one skipped for an overflow, all pruned weights are still zero, and they
+    would return in the order of their index. A late reset uses the sparsity of its own step.
 
     With a criterion that reads gradients, every pruning step waits for finite ones in this way.
+
+    If the schedule never recomputes masks, the zeros of the weights are the masks.
 
     Args:
         targets: name -> weight, pruned in place.
         schedule: optimizer step -> sparsity.
         criterion: weight -> scores.
         pattern: scores -> masks.
+
+    Raises:
+        ValueError: n:m does not fit a weight; there are no zeros to keep.
     """
 
     targets: Mapping[str, Tensor]
@@ -119,10 +124,10 @@ class Pruner:
 
     @torch.no_grad()
     def step(self, t: int) -> PruningStep:
-        """Recompute the masks if they are due after optimizer step t = 1, 2, .., and apply them.
+        """Recompute the masks if they are due after optimizer step t = 1, 2, 3, and apply them.
 
-        Idempotent where a weight of 0 scores lowest. Without a pruning step this is one pass over
-        the weights and waits for nothing.
+        A second call for the same step changes nothing if a weight of 0 scores lowest. If no
+        masks are due, this is one pass over the weights that does not wait for the device.
         """
         due = set(range(len(self.groups))) if self.schedule.is_pruning_step(t) else self.pending
         done = self._prune(due, t) if due else PruningStep()
@@ -131,7 +136,7 @@ class Pruner:
 
     @torch.no_grad()
     def apply_masks_(self) -> None:
-        """Set every pruned weight to +0.0 in place, whatever it holds (NaN and infinity too)."""
+        """Set every pruned weight to +0.0 in place, even one that holds NaN or infinity."""
         for name, weight in self.targets.items():
             # Bits times 0 or 1: `weight * mask` would leave -0.0 and NaN behind.
             weight.detach().view(_BITS[weight.element_size()]).mul_(self.masks[name])
@@ -146,7 +151,7 @@ class Pruner:
         return None
 
     def prune_to(self, sparsity: float) -> None:
-        """Masks at this sparsity at once, applied; for pruning without training."""
+        """Compute masks at this sparsity and apply them, for pruning without training."""
         with torch.no_grad():
             self._recompute(dict(enumerate(self.demand(sparsity))))
             self.apply_masks_()
@@ -157,13 +162,13 @@ class Pruner:
         is_ready = self._are_ready(due, demand)
         self.pending = {g for g in due if not is_ready[g]}
         ready = {g: demand[g] for g in due if is_ready[g]}
-        # In sum: while the zeros grow, erk may round a group's number down by one.
+        # Totals are compared: with erk one group's count can fall by one while the total grows.
         is_reset = sum(ready.values()) < sum(self.num_pruned[g] for g in ready)
         self._recompute(ready)
         return PruningStep(len(ready), is_reset)
 
     def _are_ready(self, due: Iterable[int], demand: list[int]) -> dict[int, bool]:
-        """Which due groups need not wait; the device is waited for once, if weights are asked."""
+        """Whether each due group can be pruned now; waits for the device once at most."""
         checks = {g: self._checks(g, is_reset=demand[g] < self.num_pruned[g]) for g in due}
         asked = [g for g, check in checks.items() if check is not None]
         answers = torch.stack([c for c in checks.values() if c is not None]) if asked else None
@@ -173,7 +178,7 @@ class Pruner:
         return ready
 
     def _checks(self, group: int, *, is_reset: bool) -> Tensor | None:
-        """One bool on the device: may this group be pruned now? None if it always may."""
+        """A bool on the device that allows to prune this group now; None if nothing forbids it."""
         weights = {name: self.targets[name] for name in self.groups[group]}
         conditions = []
         if is_reset:  # some pruned weight has moved; `>` on bools is "and not"
@@ -185,7 +190,7 @@ class Pruner:
         return torch.stack(conditions).all() if conditions else None
 
     def _recompute(self, demand: Mapping[int, int]) -> None:
-        """New masks for some groups: the lowest `demand[group]` keys of each are pruned."""
+        """Make new masks for some groups, which prune the lowest `demand[group]` keys of each."""
         for g, n in demand.items():
             if n in (0, self._size(g)):
                 for name in self.groups[g]:
@@ -208,7 +213,7 @@ class Pruner:
         prune_lowest_(masks, keys, num_pruned)
 
     def _blocks(self, name: str) -> list[slice]:
-        """The rows of a target that are scored at a time: on a CPU, what a core's cache holds."""
+        """Split a target into the rows that are scored at a time: on a CPU they fit its cache."""
         weight = self.targets[name]
         if not (weight.is_cpu and self.criterion.is_elementwise):
             return [slice(None)]
@@ -216,7 +221,7 @@ class Pruner:
         return [slice(i, i + num_rows) for i in range(0, len(weight), num_rows)]
 
     def _keys(self, name: str, rows: slice, is_reset: bool) -> Tensor:
-        """The flat keys of some rows of a target, highest where nothing may be pruned."""
+        """Return the flat keys of some rows of a target, the highest where none may be pruned."""
         weight = self.targets[name]
         block = weight.detach()[rows]
         gradient = self._gradient(name)[rows] if self.criterion.needs_gradient else None

@@ -1,9 +1,9 @@
 """Exact order statistics of many tensors at once, by radix select: no sort, no concatenation.
 
-Scores become int32 keys of the same order. One integer histogram of the keys' upper 16 bits and
-one of the lower 16 bits inside the bin that matters pin down a single key exactly. Histograms add
-up, so the tensors are looked at one by one and nothing larger than one of them is ever allocated.
-Ties are broken by position: of equal keys those that come first are kept.
+Scores become int32 keys of the same order. One integer histogram of the keys' upper 16 bits, and
+one of the lower 16 bits of the keys in a single bin of it, find any one key exactly. Histograms of
+several tensors are added, so that nothing larger than one tensor is ever allocated. Ties are broken
+by position: of equal keys those that come first are kept.
 """
 
 from collections.abc import Callable, Iterable
@@ -22,7 +22,7 @@ Keys = Callable[[], Iterable[Tensor]]
 
 
 def order_keys(scores: Tensor, *, is_signed: bool = True) -> Tensor:
-    """Keys that order as the scores do, flat; NaNs are equal and highest, -0.0 equals +0.0.
+    """Return flat keys in the order of the scores; NaNs are equal and highest, -0.0 equals +0.0.
 
     `is_signed=False` promises that no score has its sign bit set, which saves most of the work.
 
@@ -38,10 +38,10 @@ def order_keys(scores: Tensor, *, is_signed: bool = True) -> Tensor:
 
 
 class Cut(NamedTuple):
-    """Where pruned and kept part: keys below `key` are pruned, keys above it kept.
+    """The border between pruned and kept: keys below `key` are pruned, keys above it kept.
 
-    Of the `num_ties` keys equal to it the last `num_ties_pruned` are pruned. All three are int64
-    of no dimension on the keys' device.
+    Of the `num_ties` keys equal to it, the last `num_ties_pruned` are pruned. All three are int64
+    scalars on the keys' device.
     """
 
     key: Tensor
@@ -50,7 +50,7 @@ class Cut(NamedTuple):
 
 
 def find_cut(keys: Keys, num_pruned: int) -> Cut:
-    """The cut that prunes exactly the lowest `num_pruned` keys; an accelerator is not waited for.
+    """Return the cut that prunes exactly the lowest `num_pruned` keys, without device waits.
 
     Args:
         keys: see `Keys`; called twice.
@@ -70,7 +70,7 @@ def find_cut(keys: Keys, num_pruned: int) -> Cut:
 
 
 def keep_above_(mask: Tensor, keys: Tensor, cut: Cut, num_ties_seen: Tensor | int = 0) -> Tensor:
-    """Write into the flat bool `mask` what `cut` keeps; return the ties seen so far.
+    """Write into the flat bool `mask` where `cut` keeps; return the number of ties seen so far.
 
     Args:
         mask: flat, as long as `keys`.
@@ -105,7 +105,7 @@ def prune_lowest_(masks: Iterable[Tensor], keys: Keys, num_pruned: int) -> None:
 
 
 def _count(keys: Keys, to_digits: Callable[[Tensor], Tensor], num_bins: int) -> Tensor:
-    """One histogram of the digits of all keys; a tensor is let go before the next is made."""
+    """Return one histogram of the digits of all keys; only one tensor lives at a time."""
     total: Tensor | None = None
     for tensor in keys():
         for chunk in torch.split(tensor, CHUNK if tensor.is_cpu else max(tensor.numel(), 1)):
@@ -117,7 +117,7 @@ def _count(keys: Keys, to_digits: Callable[[Tensor], Tensor], num_bins: int) -> 
 
 
 def _locate(histogram: Tensor, rank: Tensor) -> tuple[Tensor, Tensor]:
-    """(entries below the bin, the bin) of the entry with this rank, counted from 0."""
+    """Return (entries below the bin, the bin) of the entry with this rank, counted from 0."""
     ends = histogram.cumsum(0)  # (num_bins): entries up to and including each bin
     bin_ = torch.searchsorted(ends, rank, right=True)
     return ends[bin_] - histogram[bin_], bin_
@@ -131,7 +131,7 @@ def _histogram(digits: Tensor, num_bins: int) -> Tensor:
 
 
 def _histogram_without_wait(digits: Tensor, num_bins: int) -> Tensor:
-    """The same where bincount would wait for the device: histc does not.
+    """Return the same counts by histc, which does not wait for the device as bincount does.
 
     With a power of two as the number of bins its fp32 arithmetic is exact, as are its counts of up
     to 2^24 entries.

@@ -1,16 +1,16 @@
 """Model -> {name: weight} to prune: the Linear layers inside the transformer's blocks.
 
-Found by structure, not by a list of architectures: a stack of blocks is an outermost `ModuleList`
-of the base model whose entries are modules that contain Linear layers. So BERT-base has 72 target
-weights; embeddings, LayerNorms, biases, pooler and head have none.
+They are found by structure, not by a list of architectures: a stack of blocks is an outermost
+`ModuleList` of the base model whose entries are modules that contain Linear layers. So BERT-base
+has 72 target weights, and embeddings, LayerNorms, biases, pooler and head stay dense.
 """
 
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hf_cyclprune.checks import check_expressions
 
@@ -22,10 +22,10 @@ def find_targets(
     *,
     keep_frozen: bool = False,
 ) -> dict[str, nn.Parameter]:
-    """Target weights by state_dict name, in the model's order; a shared weight appears once.
+    """Return the target weights by state_dict name, in the model's order, a shared one once.
 
-    By default these are the weights of the Linear layers in the base model's blocks, except one
-    that is tied to a weight outside of them. Frozen weights are left out with a warning.
+    By default these are the weights of the Linear layers in the base model's blocks, except those
+    that are tied to a weight outside of them. Frozen weights are left out with a warning.
 
     Args:
         targets: regular expressions, searched in the names of all Linear and Embedding weights;
@@ -42,24 +42,30 @@ def find_targets(
     if ignore is not None:
         ignored = _match("ignore", ignore, found)
         found = {name: weight for name, weight in found.items() if name not in ignored}
-    is_frozen = {name: not (w.requires_grad or keep_frozen) for name, w in found.items()}
-    frozen = [name for name in found if is_frozen[name]]
-    if frozen:
-        warnings.warn(
-            f"{len(frozen)} target weights are frozen (requires_grad=False) and will not be "
-            f"pruned, the first is '{frozen[0]}'. Unfreeze them, or leave them out with ignore=.",
-            stacklevel=2,
-        )
-    found = {name: weight for name, weight in found.items() if not is_frozen[name]}
+    if not keep_frozen:
+        found = _without_frozen(found)
     if not found:
         raise ValueError(
-            "targets must leave a weight to prune; got none. Every target is ignored or frozen."
+            "targets must leave a weight to prune; got none. Every target is ignored or frozen: "
+            "unfreeze one, or ignore fewer."
         )
     return found
 
 
+def _without_frozen(found: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+    """Drop the weights that no optimizer moves, with a warning."""
+    frozen = [name for name, weight in found.items() if not weight.requires_grad]
+    if frozen:
+        warnings.warn(
+            f"{len(frozen)} target weights are frozen (requires_grad=False) and will not be "
+            f"pruned, the first is '{frozen[0]}'. Unfreeze them, or leave them out with ignore=.",
+            stacklevel=3,
+        )
+    return {name: weight for name, weight in found.items() if weight.requires_grad}
+
+
 def _weights(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Every 2-D weight of a Linear or Embedding layer, once, under its first name."""
+    """Yield every 2-D weight of a Linear or Embedding layer once, under its first name."""
     seen: set[int] = set()
     for prefix, module in model.named_modules():
         if not isinstance(module, nn.Linear | nn.Embedding):
@@ -78,8 +84,8 @@ def _blocks_only(model: nn.Module, weights: dict[str, nn.Parameter]) -> dict[str
     stacks = list(_stacks(base if isinstance(base, nn.Module) else model))
     if not stacks:
         raise ValueError(
-            f"model must contain a stack of transformer blocks; got {type(model).__name__} without "
-            "one. Name the weights to prune with targets=['<regular expression>', ..]."
+            f"The model must contain a stack of transformer blocks; got {type(model).__name__}, "
+            "which has none. Name the weights to prune with targets=['<regular expression>']."
         )
     linears = [m for stack in stacks for m in stack.modules() if isinstance(m, nn.Linear)]
     inside = {id(linear.weight) for linear in linears}
@@ -94,7 +100,7 @@ def _blocks_only(model: nn.Module, weights: dict[str, nn.Parameter]) -> dict[str
 
 
 def _stacks(module: nn.Module) -> Iterator[nn.ModuleList]:
-    """Outermost ModuleLists of modules that contain, but are not, Linear layers."""
+    """Yield the outermost ModuleLists of modules that contain, but are not, Linear layers."""
     for child in module.children():
         if isinstance(child, nn.ModuleList) and _is_stack(child):
             yield child
@@ -113,7 +119,7 @@ def _is_stack(modules: nn.ModuleList) -> bool:
 def _match(
     argument: str, patterns: Sequence[str], weights: dict[str, nn.Parameter]
 ) -> dict[str, nn.Parameter]:
-    """The weights whose names match; every expression must match one."""
+    """Return the weights whose names match; every expression must match one."""
     check_expressions(argument, patterns)
     matched: set[str] = set()
     for pattern in patterns:
@@ -133,6 +139,12 @@ def exact_expressions(names: Iterable[str]) -> list[str]:
     return [f"^{re.escape(name)}$" for name in names]
 
 
+def find_sparsity(targets: Mapping[str, Tensor]) -> float:
+    """Return the share of zeros in all target weights together, in [0, 1]."""
+    num_zeros = sum(weight.numel() - int(weight.count_nonzero()) for weight in targets.values())
+    return num_zeros / sum(weight.numel() for weight in targets.values())
+
+
 def check_finite(targets: dict[str, nn.Parameter]) -> None:
     """Raise for a weight that holds NaN or infinity: its scores would mean nothing.
 
@@ -143,6 +155,6 @@ def check_finite(targets: dict[str, nn.Parameter]) -> None:
     for name, ok in zip(targets, is_finite.tolist(), strict=True):
         if not ok:
             raise ValueError(
-                f"model must have finite target weights; got NaN or infinity in '{name}'. "
-                "Load a healthy checkpoint, or leave this weight out with ignore=."
+                f"The target weight '{name}' holds NaN or infinity. Load a healthy checkpoint, or "
+                "leave this weight out with ignore=."
             )
