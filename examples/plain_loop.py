@@ -8,13 +8,7 @@ The model is a small untrained BERT and the data are random: replace both.
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
-from hf_cyclprune import (
-    Pruner,
-    PruningConfig,
-    SparsityReport,
-    find_targets,
-    get_restarting_scheduler,
-)
+from hf_cyclprune import PruningConfig, SparsityReport, find_targets, get_restarting_scheduler
 
 TOTAL_STEPS = 120
 
@@ -26,9 +20,8 @@ def main() -> SparsityReport:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
 
     config = PruningConfig(sparsity=0.9, num_cycles=3)
-    schedule = config.build_schedule(TOTAL_STEPS)
-    pruner = Pruner(find_targets(model), schedule, config.build_criterion(), config.build_pattern())
-    scheduler = get_restarting_scheduler("linear", optimizer, schedule)
+    pruner = config.build_pruner(find_targets(model), TOTAL_STEPS)
+    scheduler = get_restarting_scheduler("linear", optimizer, pruner.schedule)
 
     for t in range(1, TOTAL_STEPS + 1):  # t counts finished optimizer steps
         ids = torch.randint(0, 30000, (8, 16))
