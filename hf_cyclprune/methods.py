@@ -7,17 +7,7 @@ before the method's. To add one, put a `Method` into `METHODS`: nothing else has
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from hf_cyclprune.papers import (
-    BLUMENSATH_2009,
-    GADHIKAR_2024,
-    HAN_2015,
-    HUBENS_2022,
-    KURTIC_2022,
-    PESTE_2021,
-    SRINIVAS_2022,
-    ZHU_2017,
-    Paper,
-)
+from hf_cyclprune.papers import PAPERS, Paper
 
 
 @dataclass(frozen=True)
@@ -69,7 +59,7 @@ METHODS: dict[str, Method] = {
         sentence="In each of {num_cycles} cycles sparsity climbs ({ramp}) to the target over the "
         "first {ramp_ratio} of the steps and stays there for the rest. Every cycle but the first "
         "starts from {reset_ratio} of the target.",
-        paper=SRINIVAS_2022,
+        paper=PAPERS["srinivas2022cyclical"],
         tag="cyclical-pruning",
     ),
     "gradual": Method(
@@ -78,7 +68,7 @@ METHODS: dict[str, Method] = {
         sentence="Sparsity climbs ({ramp}) to the target over the first {ramp_ratio} of the run "
         "and stays there.",
         settings={"num_cycles": 1},
-        paper=ZHU_2017,
+        paper=PAPERS["zhu2017prune"],
         tag="gradual-pruning",
     ),
     "gradual_restarts": Method(
@@ -87,7 +77,7 @@ METHODS: dict[str, Method] = {
         sentence="Sparsity climbs ({ramp}) to the target over the first {rise_ratio} of the run "
         "and stays there.",
         settings={"levels": "rising", "ramp_ratio": 0.3, "reset_ratio": 1.0},
-        paper=KURTIC_2022,
+        paper=PAPERS["kurtic2022optimal"],
         tag="gradual-pruning",
     ),
     "rising": Method(
@@ -97,7 +87,7 @@ METHODS: dict[str, Method] = {
         "At the start of each of the {num_cycles} cycles but the first it falls to {reset_ratio} "
         "of that climb's height, and it is back on the climb after {ramp_ratio} of the cycle.",
         settings={"levels": "rising", "ramp_ratio": 0.3, "reset_ratio": 0.8},
-        paper=SRINIVAS_2022,
+        paper=PAPERS["srinivas2022cyclical"],
         tag="cyclical-pruning",
     ),
     "one_shot": Method(
@@ -105,7 +95,7 @@ METHODS: dict[str, Method] = {
         formula="s_t from the first step on",
         sentence="All zeros are set at the first step; the rest of the run is fine-tuning.",
         settings={"num_cycles": 1, "ramp_ratio": 0.0},
-        paper=HAN_2015,
+        paper=PAPERS["han2015learning"],
         tag="one-shot-pruning",
     ),
     "iterative": Method(
@@ -114,7 +104,7 @@ METHODS: dict[str, Method] = {
         sentence="Sparsity rises to the target in {num_cycles} equal stairs, each followed by a "
         "cycle of fine-tuning.",
         settings={"levels": "stairs", "ramp_ratio": 0.0, "reset_ratio": 1.0},
-        paper=HAN_2015,
+        paper=PAPERS["han2015learning"],
         tag="iterative-pruning",
     ),
     "frozen_restarts": Method(
@@ -123,7 +113,7 @@ METHODS: dict[str, Method] = {
         sentence="In the first of {num_cycles} cycles sparsity climbs ({ramp}) to the target over "
         "the first {ramp_ratio} of the steps. The masks do not change after that cycle.",
         settings={"recompute": "first_cycle", "reset_ratio": 1.0},
-        paper=SRINIVAS_2022,
+        paper=PAPERS["srinivas2022cyclical"],
         tag="gradual-pruning",
     ),
     "ac_dc": Method(
@@ -139,7 +129,7 @@ METHODS: dict[str, Method] = {
             "recompute": "edges",
             "lr_restarts": False,
         },
-        paper=PESTE_2021,
+        paper=PAPERS["peste2021acdc"],
         tag="ac-dc",
     ),
     "one_cycle": Method(
@@ -148,7 +138,7 @@ METHODS: dict[str, Method] = {
         sentence="Sparsity follows one S-shaped ({ramp}) climb over the first {ramp_ratio} of the "
         "run.",
         settings={"num_cycles": 1, "ramp": "logistic", "ramp_ratio": 1.0},
-        paper=HUBENS_2022,
+        paper=PAPERS["hubens2022onecycle"],
         tag="one-cycle-pruning",
         training={"lr_scheduler_type": "cosine", "warmup_steps": 0.25},
     ),
@@ -163,7 +153,7 @@ METHODS: dict[str, Method] = {
             "recompute": "always",
             "interval_steps": 1,
         },
-        paper=BLUMENSATH_2009,
+        paper=PAPERS["blumensath2009iterative"],
         tag="iterative-hard-thresholding",
         training={"lr_scheduler_type": "constant"},
     ),
@@ -181,7 +171,7 @@ METHODS: dict[str, Method] = {
             "initial_sparsity": 0.5,
             "initial_criterion": "random",
         },
-        paper=GADHIKAR_2024,
+        paper=PAPERS["gadhikar2024cyclic"],
         tag="sculpt",
     ),
     "hold": Method(

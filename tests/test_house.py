@@ -1,4 +1,4 @@
-"""The house stands: imports point one way, and what is written about it is true."""
+"""The layout of the library holds: imports, sizes and names, and what the README says of it."""
 
 import ast
 import doctest
@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 import hf_cyclprune
+from hf_cyclprune import CRITERIA, METHODS, RAMPS
 from hf_cyclprune.cli import main
+from hf_cyclprune.pruning.patterns import SCOPES
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "hf_cyclprune"
@@ -48,6 +50,7 @@ def imports_of(path):
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute"
             yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
@@ -62,16 +65,70 @@ def test_imports_point_one_way(path):
             assert package not in ("transformers", "datasets", "accelerate"), name
 
 
+def tree_of(path):
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def module_of(path):
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def test_no_files_import_each_other_in_a_circle():
+    graph = {module_of(path): set(imports_of(path)) for path in MODULES}
+    while graph:
+        free = [name for name, imports in graph.items() if not imports & graph.keys() - {name}]
+        assert free, f"a circle among {sorted(graph)}"
+        for name in free:
+            del graph[name]
+
+
+def test_no_public_name_is_defined_twice():
+    homes = {}
+    for path in MODULES:
+        for node in tree_of(path).body:
+            is_definition = isinstance(node, ast.ClassDef | ast.FunctionDef)
+            if is_definition and not node.name.startswith("_"):
+                homes.setdefault(node.name, []).append(module_of(path))
+    assert {name: places for name, places in homes.items() if len(places) > 1} == {}
+
+
+def test_files_and_functions_are_short():
+    for path in MODULES:
+        assert path.read_text(encoding="utf-8").count("\n") <= 250, path
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.FunctionDef):
+                first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
+                assert node.end_lineno - first < 40, f"{path.name}: {node.name}"
+
+
+def test_the_readme_is_short():
+    assert README.count("\n") <= 250
+
+
+def test_the_readme_has_a_row_for_every_method():
+    (block,) = re.findall(r"<!-- methods -->\n(.*?)\n<!-- end -->", README, re.DOTALL)
+    rows = ["| method | | sparsity s over the position x |", "|---|---|---|"]
+    for name, row in METHODS.items():
+        source = f" ([{row.paper.short}]({row.paper.url}))" if row.paper is not None else ""
+        rows.append(f"| `{name}` | {row.title}{source} | {row.formula} |")
+    assert block.splitlines() == rows
+
+
+def test_the_readme_lists_the_ramps_criteria_and_scopes():
+    (line,) = re.findall(r"^Ramps: .*\n.*$", README, re.MULTILINE)
+    assert re.findall(r"`(\w+)`", line) == [*RAMPS, *CRITERIA, *SCOPES]
+
+
 def test_schedules_need_the_standard_library_only():
-    ours = {"hf_cyclprune.checks", "hf_cyclprune.pruning.ramps"}
+    ours = ("hf_cyclprune.checks", "hf_cyclprune.pruning.ramps")
     for file in ("pruning/schedules.py", "pruning/ramps.py", "checks.py"):
-        names = set(imports_of(PACKAGE / file)) - ours
+        names = {name for name in imports_of(PACKAGE / file) if not name.startswith(ours)}
         assert {name.partition(".")[0] for name in names} <= set(sys.stdlib_module_names)
 
 
 def test_the_readme_lists_the_public_names():
     (block,) = re.findall(r"<!-- public names -->\n(.*?)\n<!-- end -->", README, re.DOTALL)
-    assert sorted(re.findall(r"^- `(\w+)`", block, re.MULTILINE)) == sorted(hf_cyclprune.__all__)
+    assert sorted(re.findall(r"`(\w+)`", block)) == sorted(hf_cyclprune.__all__)
     assert all(hasattr(hf_cyclprune, name) for name in hf_cyclprune.__all__)
 
 
@@ -86,9 +143,20 @@ def test_the_prompts_in_the_readme_answer_as_printed():
     assert results.failed == 0
 
 
+@pytest.fixture
+def registries():
+    """Removes what a test registers."""
+    before = [(registry, dict(registry)) for registry in (CRITERIA, METHODS, RAMPS)]
+    yield
+    for registry, rows in before:
+        registry.clear()
+        registry.update(rows)
+
+
 @pytest.mark.parametrize("index", range(len(re.findall(r"```python\n(?!>>>)", README))))
+@pytest.mark.usefixtures("registries")
 def test_the_python_blocks_of_the_readme_run(index, tmp_path, monkeypatch, tiny_bert, examples):
-    """With a tiny model and data in the place of the user's."""
+    """Runs each with a tiny model and data in the place of the user's."""
     monkeypatch.chdir(tmp_path)
     code = re.findall(r"```python\n(?!>>>)(.*?)```", README, re.DOTALL)[index]
     tiny_bert().save_pretrained(tmp_path / "model")
@@ -114,7 +182,7 @@ def test_the_wheel_holds_the_code_the_types_and_the_license(tmp_path):
     names = zipfile.ZipFile(wheel).namelist()
     for path in MODULES:
         assert str(path.relative_to(ROOT)) in names
-    assert "hf_cyclprune/py.typed" in names
-    assert any(name.endswith("template.md") for name in names)
+    data = {"py.typed", "papers.bib", "card/template.md", "packing/FORMAT.md"}
+    assert {f"hf_cyclprune/{name}" for name in data} <= set(names)
     assert any(name.endswith("LICENSE") for name in names)
     assert not any(name.startswith(("tests/", "examples/")) for name in names)
