@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from hf_cyclprune.hub.errors import PushError
-from hf_cyclprune.hub.folder import check_pushable, read_facts
+from hf_cyclprune.hub.folder import card_of_folder, check_pushable
 from hf_cyclprune.hub.push import check_repo_id, push_folder
 from hf_cyclprune.packing.folder import pack, unpack
 from hf_cyclprune.packing.weights import verify
@@ -151,7 +151,7 @@ def _verify(options: argparse.Namespace) -> None:
 def _push(options: argparse.Namespace) -> None:
     check_repo_id(options.repo_id)
     check_pushable(Path(options.folder))
-    facts = read_facts(options.folder, options.dense_run)
+    facts = card_of_folder(options.folder, options.dense_run)
     try:
         url = push_folder(
             options.folder,

@@ -3,30 +3,27 @@
 from torch import nn
 
 from hf_cyclprune.config import PruningConfig
-from hf_cyclprune.pruning.targets import check_finite, exact_expressions, find_targets
+from hf_cyclprune.pruning.targets import check_finite, find_targets
 from hf_cyclprune.reporting.report import CHECKED_PATTERNS, SparsityReport
 
 
 def prune_(model: nn.Module, config: PruningConfig) -> SparsityReport:
-    """Prune the model in place to the config's sparsity, at once; return what was counted after.
+    """Prune the model in place to the config's sparsity at once; return the zeros counted after.
 
     Criteria that read gradients need a backward pass before.
 
     Raises:
-        ValueError: as `find_targets`; NaN weights; a missing gradient.
+        ValueError: as `find_targets`; weights that hold NaN; a missing gradient; a config without
+            a target sparsity.
     """
     targets = find_targets(model, config.targets, config.ignore)
     check_finite(targets)
-    target = config.target_sparsity
-    if target is None:
+    sparsity = config.target_sparsity
+    if sparsity is None:
         raise ValueError(
-            f"method must prune, to prune a model at once; got '{config.method}', which keeps the "
-            "zeros that are there. Choose another method and a sparsity."
+            f"method must be one that prunes; got '{config.method}', which only keeps the zeros that "
+            "are there. Choose another method, and a sparsity."
         )
-    config.build_pruner(targets, total_steps=config.plan.num_cycles).prune_to(target)
-    return SparsityReport.measure(
-        model,
-        targets=exact_expressions(targets),
-        patterns=[*CHECKED_PATTERNS, config.pattern],
-        target_sparsity=target,
-    )
+    config.build_pruner(targets, total_steps=config.plan.num_cycles).prune_to(sparsity)
+    patterns = [*CHECKED_PATTERNS, config.pattern]
+    return SparsityReport.measure(targets, patterns=patterns, target_sparsity=sparsity)

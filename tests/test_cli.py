@@ -43,14 +43,14 @@ def test_a_folder_without_a_model_is_one_clear_line(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     (line,) = done.stderr.strip().splitlines()
-    assert line.startswith("hf-cyclprune: error: DIR must be a folder with a saved model; got")
+    assert line.startswith("hf-cyclprune: error: DIR must be a folder with a saved model; '")
 
 
 def test_torn_weights_are_one_clear_line(saved, capsys):
     weights = saved / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     assert main(["report", str(saved)]) == 1
-    assert "DIR must hold the weights of the model in its config.json" in capsys.readouterr().err
+    assert "are not those of the model in its config.json" in capsys.readouterr().err
 
 
 def test_plot_draws_one_run_or_compares_several(saved, train, tmp_path, capsys):

@@ -69,7 +69,7 @@ def find_method(facts: Card) -> str:
 def is_of_first_cycle(facts: Card) -> bool:
     """Whether more cycles were planned than these weights have seen the beginning of: one."""
     config, record = facts.config, facts.record
-    if config.method == "hold" or not record.weights_step:
+    if config.method == "hold" or not record.weights_step or not record.total_steps:
         return False
     schedule = config.build_schedule(max(record.total_steps, config.plan.num_cycles))
     return schedule.num_cycles > 1 and record.weights_step <= schedule.edges[1]

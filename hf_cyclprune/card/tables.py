@@ -1,22 +1,22 @@
 """The rows of a card's tables."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from hf_cyclprune.card.facts import Card
-from hf_cyclprune.card.text import Rows, measured, number, percent
-from hf_cyclprune.reporting.report import SparsityReport
+from hf_cyclprune.card.text import Rows, measured, number
+from hf_cyclprune.reporting.rows import cycle_rows, kind_rows, layer_rows
 
 
 def make_tables(facts: Card) -> dict[str, Any]:
     """Rows under the names that the template has for them."""
     metrics = _metric_rows(facts)
+    has_cycles = facts.config.plan.num_cycles > 1 and facts.config.target_sparsity is not None
     return {
         "metrics": metrics,
         "has_dense": any(row["dense"] for row in metrics),
-        "kinds": _group_rows("matrix", facts.report.by_kind()),
-        "layers": _group_rows("layer", facts.report.by_layer()),
-        "cycles": _cycle_rows(facts),
+        "kinds": kind_rows(facts.report),
+        "layers": layer_rows(facts.report),
+        "cycles": cycle_rows(facts.report.cycles) if has_cycles else [],
         "sizes": _size_rows(facts),
     }
 
@@ -26,39 +26,6 @@ def _metric_rows(facts: Card) -> Rows:
     return [
         {"metric": name, "dense": number(dense.get(name)), "pruned": number(value)}
         for name, value in measured(facts.record.metrics).items()
-    ]
-
-
-def _group_rows(title: str, groups: Mapping[str, SparsityReport]) -> Rows:
-    return [
-        {
-            title: "outside of the blocks" if name == "none" else name,
-            "weights": f"{group.num_weights:,}",
-            "zeros": f"{group.num_zeros:,}",
-            "sparsity": percent(group.sparsity),
-            "n:m": ", ".join(group.patterns) or None,
-        }
-        for name, group in groups.items()
-    ]
-
-
-def _cycle_rows(facts: Card) -> Rows:
-    """One for each finished cycle; none where there is but one to come."""
-    if facts.config.plan.num_cycles == 1 or facts.config.method == "hold":
-        return []
-    metrics = [measured(cycle.metrics) for cycle in facts.report.cycles]
-    names = dict.fromkeys(name for measured in metrics for name in measured)
-    return [
-        {
-            "cycle": f"{cycle.cycle:,}",
-            "last step": f"{cycle.end_step:,}",
-            "sparsity": percent(cycle.sparsity),
-            **{name: number(measured.get(name)) for name in names},
-            "recovered at the edge": percent(cycle.recovered_share_at_edge),
-            "recovered at the end": percent(cycle.recovered_share_at_end),
-            "mask change": percent(cycle.mask_change),
-        }
-        for cycle, measured in zip(facts.report.cycles, metrics, strict=True)
     ]
 
 

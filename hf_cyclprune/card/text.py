@@ -16,14 +16,15 @@ Rows = list[dict[str, str | None]]
 
 
 def table(rows: Rows) -> str:
-    """Markdown; a column in which nothing is known is left out.
+    """Markdown; a column without a name, or in which nothing is known, is left out.
 
     >>> print(table([{"a": "x|y", "b": None}]))
     | a |
     |---|
     | x\\|y |
     """
-    names = [name for name in rows[0] if any(row[name] is not None for row in rows)]
+    named = filter(one_line, rows[0])
+    names = [name for name in named if any(row[name] is not None for row in rows)]
     lines = [names, *([row[name] or "-" for name in names] for row in rows)]
     text = ["| " + " | ".join(map(escape, line)) + " |" for line in lines]
     text.insert(1, "|" + "|".join(["---"] + ["---:"] * (len(names) - 1)) + "|")

@@ -33,7 +33,7 @@ from hf_cyclprune.glue.output import (
 )
 from hf_cyclprune.glue.tasks import GlueTask, get_task
 from hf_cyclprune.glue.train_loss import GlueTrainer
-from hf_cyclprune.hub.dense import read_results
+from hf_cyclprune.reporting.folder import read_results
 from hf_cyclprune.reporting.report import SparsityReport
 from hf_cyclprune.training.arguments import PruningArguments
 from hf_cyclprune.training.device import has_accelerator

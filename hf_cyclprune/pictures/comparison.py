@@ -18,11 +18,12 @@ from hf_cyclprune.pictures.curves import (
     label_steps,
     last_step,
     metric_label,
-    number_text,
     planned,
 )
-from hf_cyclprune.pictures.runs import Run, choose_metric
 from hf_cyclprune.pictures.style import DASHES, SMALL, Look, drawing, looks, new_figure
+from hf_cyclprune.reporting.metrics import choose_metric
+from hf_cyclprune.reporting.numbers import number
+from hf_cyclprune.reporting.run import Run
 
 _LONGEST = 36  # characters of a name
 _COLUMNS = (46, 60)  # points right of the axes: where sparsity ends and the metric begins
@@ -57,9 +58,9 @@ class Row:
         if not values:
             return "not evaluated"
         if len(values) == 1:
-            return number_text(values[0])
+            return f"{number(values[0])}"
         error = stdev(values) / sqrt(len(values))
-        return f"{number_text(mean(values))} ± {number_text(error)}"
+        return f"{number(mean(values))} ± {number(error)}"
 
 
 def draw_comparison(runs: Sequence[Run]) -> Figure:
@@ -69,7 +70,8 @@ def draw_comparison(runs: Sequence[Run]) -> Figure:
     "seed1", .. share a row, with a mark each, their mean and its standard error. The rows are the
     key to the curves: the same colour, dash and marker. A dense run is drawn at 0 %.
     """
-    metric, curve = choose_metric(runs), choose_curve(runs)
+    metric = choose_metric(run.metric_names for run in runs)
+    curve = choose_curve(runs)
     rows = _rows(runs, metric)
     panels: list[tuple[str, Callable[[Run], tuple[Points, Points]]]] = []
     if not all(run.is_dense for run in runs):

@@ -1,15 +1,16 @@
 """What a run did over its optimizer steps: sparsity, the evaluations' metric, learning rate."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from hf_cyclprune.pictures.runs import Run, choose_metric
 from hf_cyclprune.pictures.style import BLUE, GREEN, INK, SMALL, VERMILLION, drawing, new_figure
 from hf_cyclprune.pruning.schedules import Schedule
+from hf_cyclprune.reporting.metrics import PREFIX, choose_metric
+from hf_cyclprune.reporting.numbers import count, number
+from hf_cyclprune.reporting.run import Run
 
 _MOST_STEPS = 2000  # of a planned line: more than the picture has pixels
 _MOST_NAMES = 8  # of cycles, until their numbers must do
@@ -53,7 +54,7 @@ def _panels(run: Run) -> list[tuple[float, Callable[[Axes, Run], None]]]:
 
 def choose_curve(runs: Sequence[Run]) -> str:
     """What the runs logged to be judged by: a value of their evaluations, or the training loss."""
-    return choose_metric([replace(run, metrics={}) for run in runs]) or "loss"
+    return choose_metric(run.logged_metrics for run in runs) or "loss"
 
 
 def metric_label(name: str) -> str:
@@ -63,22 +64,13 @@ def metric_label(name: str) -> str:
     ('matthews correlation', 'evaluation loss', 'training loss')
     """
     whole = {"eval_loss": "evaluation loss", "loss": "training loss"}
-    return whole.get(name, name.removeprefix("eval_").replace("_", " "))
-
-
-def number_text(value: float) -> str:
-    """A metric's value.
-
-    >>> number_text(0.875), number_text(12.3456)
-    ('0.8750', '12.35')
-    """
-    return f"{value:.4f}" if abs(value) < 10 else f"{value:.4g}"
+    return whole.get(name, name.removeprefix(PREFIX).replace("_", " "))
 
 
 def last_step(run: Run) -> int:
     """The last optimizer step of the whole run, as far as it is known."""
     logged: list[int] = [entry.get("step", 0) for entry in run.log_history]
-    return max(run.total_steps, 1, *logged)
+    return max(1, run.record.total_steps or 1, *logged)
 
 
 def planned(schedule: Schedule) -> tuple[list[int], list[float]]:
@@ -100,7 +92,7 @@ def label_steps(axes: Axes, total_steps: int) -> None:
     axes.set_xlabel("optimizer step")
     axes.set_xlim(0, total_steps)
     axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda t, _: f"{t:,.0f}"))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda t, _: count(round(t))))
 
 
 def label_sparsity(axes: Axes) -> None:
@@ -141,10 +133,10 @@ def _draw_curve(axes: Axes, run: Run) -> None:
     axes.margins(y=0.12)
     if not has_evaluations:
         return
-    _name_last(axes, *points[-1], number_text(points[-1][1]))
-    saved = [p for p in points if p[0] == run.weights_step]
+    _name_last(axes, *points[-1], f"{number(points[-1][1])}")
+    saved = [p for p in points if p[0] == run.record.weights_step]
     if saved and saved[0] != points[-1]:
-        label = f"saved, {number_text(saved[0][1])}"
+        label = f"saved, {number(saved[0][1])}"
         axes.plot(*saved[0], "o", color=INK, markerfacecolor="none", markersize=9, label=label)
     if saved or not all(is_filled):
         _add_key(axes)

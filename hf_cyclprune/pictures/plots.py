@@ -1,6 +1,6 @@
-"""Runs -> pictures in files.
+"""Draw runs, and write the pictures into files.
 
-Needs matplotlib; without it, importing this module is a ValueError that says how to get it.
+Pictures need matplotlib; without it, importing this module raises a ValueError that says so.
 """
 
 from collections.abc import Sequence
@@ -11,30 +11,19 @@ try:
     import matplotlib  # noqa: F401
 except ModuleNotFoundError as error:
     raise ValueError(
-        f"pictures must have matplotlib; got no '{error.name}'. Run "
+        f"Pictures need {error.name}, which is not installed. Run "
         '`pip install "hf_cyclprune[plots]"`.'
     ) from error
 
 from hf_cyclprune.pictures.comparison import draw_comparison
 from hf_cyclprune.pictures.curves import draw_schedule
-from hf_cyclprune.pictures.runs import Run, distinct_names, read_run
 from hf_cyclprune.pictures.shares import draw_density, draw_recovery
 from hf_cyclprune.pictures.style import DPI, write_picture
-
-__all__ = [
-    "Run",
-    "draw_comparison",
-    "draw_density",
-    "draw_recovery",
-    "draw_schedule",
-    "plot_runs",
-    "read_run",
-    "save_pictures",
-]
+from hf_cyclprune.reporting.folder import distinct_names, read_run
 
 
 def save_pictures(folder: str | Path, out: str | Path, *, dpi: float = DPI) -> dict[str, Path]:
-    """Write schedule.png, density.png and recovery.png of a run; name -> path of those written.
+    """Write schedule.png, density.png and recovery.png of a run; return name -> path.
 
     A picture for which the run has nothing is left out: density needs a sparsity report, recovery
     two finished cycles.
@@ -45,7 +34,7 @@ def save_pictures(folder: str | Path, out: str | Path, *, dpi: float = DPI) -> d
         dpi: pixels per inch; pictures are 7 inches wide, made for 700 px of a page.
 
     Raises:
-        ValueError: there is nothing to draw.
+        ValueError: the folder holds no run.
     """
     run = read_run(folder)
     figures = {"schedule": draw_schedule(run)}
@@ -60,23 +49,21 @@ def save_pictures(folder: str | Path, out: str | Path, *, dpi: float = DPI) -> d
 
 
 def plot_runs(folders: Sequence[str | Path], out: str | Path) -> list[Path]:
-    """Write the pictures of one run, or comparison.png of several; the paths written.
+    """Write the pictures of one run, or comparison.png of several; return their paths.
 
     Raises:
-        ValueError: no folder or one given twice; there is nothing to draw.
+        ValueError: there is no folder or one is given twice, or there is nothing to draw.
     """
     if not folders:
-        raise ValueError("RUN must be given; got none. Pass the output_dir of one run or more.")
-    if len(folders) == 1:
-        paths = save_pictures(folders[0], out).values()
-        if not paths:
-            raise ValueError(
-                f"RUN must have logged something to draw; got '{folders[0]}' with neither a "
-                "learning rate, a sparsity, a loss nor an evaluation. Train with logging_steps."
-            )
-        return list(paths)
-    names = distinct_names(folders)
-    runs = [
-        replace(read_run(folder), name=name) for folder, name in zip(folders, names, strict=True)
-    ]
-    return [write_picture(draw_comparison(runs), Path(out) / "comparison.png")]
+        raise ValueError("No RUN is given. Pass the output_dir of one run or more.")
+    if len(folders) > 1:
+        named = zip(folders, distinct_names(folders), strict=True)
+        runs = [replace(read_run(folder), name=name) for folder, name in named]
+        return [write_picture(draw_comparison(runs), Path(out) / "comparison.png")]
+    paths = list(save_pictures(folders[0], out).values())
+    if not paths:
+        raise ValueError(
+            f"There is nothing to draw in '{folders[0]}': the run logged no learning rate, no "
+            "sparsity, no loss and no evaluation. Train with logging_steps."
+        )
+    return paths

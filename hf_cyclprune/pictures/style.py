@@ -7,7 +7,6 @@ are those of Okabe and Ito (https://jfly.uni-koeln.de/color/), moved to that mid
 alone: each comes with a marker of its own, and a dash.
 """
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import cycle, islice
@@ -17,6 +16,8 @@ from typing import Any, NamedTuple
 import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from hf_cyclprune.files import whole_file
 
 INK = "#777b82"
 BLUE, VERMILLION, GREEN = "#1b7fc4", "#d55e00", "#009e73"
@@ -88,14 +89,12 @@ def new_figure(height: float) -> Figure:
 
 
 def write_picture(figure: Figure, path: Path, dpi: float = DPI) -> Path:
-    """The figure as PNG, whole or not at all; the same figure gives the same bytes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with drawing(), unfinished.open("wb") as file:
-            # Without the entry that names the version of matplotlib; a date is not written.
-            figure.savefig(file, format="png", dpi=dpi, metadata={"Software": None})
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    """Write the figure as a PNG file, whole or not at all; return `path`.
+
+    The same figure gives the same bytes.
+    """
+    # Without the entry that names the version of matplotlib; a date is not written.
+    options: dict[str, Any] = {"format": "png", "dpi": dpi, "metadata": {"Software": None}}
+    with drawing(), whole_file(path) as unfinished, unfinished.open("wb") as file:
+        figure.savefig(file, **options)
     return path

@@ -7,7 +7,7 @@ has 72 target weights, and embeddings, LayerNorms, biases, pooler and head stay 
 
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -132,11 +132,6 @@ def _match(
             )
         matched |= hits
     return {name: weight for name, weight in weights.items() if name in matched}
-
-
-def exact_expressions(names: Iterable[str]) -> list[str]:
-    """Regular expressions, for `targets`, that match these names and nothing else."""
-    return [f"^{re.escape(name)}$" for name in names]
 
 
 def find_sparsity(targets: Mapping[str, Tensor]) -> float:

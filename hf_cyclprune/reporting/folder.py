@@ -1,56 +1,200 @@
-"""A saved model -> its report, counted in its weights."""
+"""An output_dir, or one of its checkpoints -> the run in it, its model, and the model's report.
 
+Files are JSON or safetensors; nothing is unpickled, and no code from the folder runs.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
-from hf_cyclprune.config import CONFIG_NAME, load_config
+from hf_cyclprune.config import CONFIG_NAME, PruningConfig, load_config
+from hf_cyclprune.files import read_json
 from hf_cyclprune.packing.weights import model_class
-from hf_cyclprune.pruning.targets import exact_expressions
-from hf_cyclprune.reporting.report import CHECKED_PATTERNS, SparsityReport, load_report
+from hf_cyclprune.reporting.metrics import evaluated, is_number
+from hf_cyclprune.reporting.numbers import percent
+from hf_cyclprune.reporting.report import (
+    CHECKED_PATTERNS,
+    REMEDY,
+    REPORT_NAME,
+    SparsityReport,
+    load_report,
+)
+from hf_cyclprune.reporting.run import RECORD_NAME, Run, RunRecord, load_record
+from hf_cyclprune.reporting.weights import MOST_ZEROS_BY_CHANCE
+
+TRAINER_STATE_NAME = "trainer_state.json"
+_ALL_RESULTS, _EVAL_RESULTS = "all_results.json", "eval_results.json"  # of Trainer.save_metrics
+
+
+def read_run(folder: str | Path) -> Run:
+    """Return the run in an output_dir, or in one of its checkpoints.
+
+    pruning_run.json comes first; without one, the Trainer's state in the folder or in its newest
+    checkpoint is read. The results of an evaluation that came later are taken if it has none.
+
+    Raises:
+        ValueError: there are no logs and no report, or a file cannot be read.
+    """
+    folder = Path(folder)
+    record, places = load_record(folder), [folder]
+    if record is None:
+        places += _checkpoints(folder)
+        record = _reconstruct(places)
+    if not record.metrics:
+        record = replace(record, metrics=_read_optional(folder / _EVAL_RESULTS))
+    report = next(filter(None, map(load_report, places)), None)
+    if not record.log_history and report is None:
+        raise ValueError(
+            f"'{folder}' holds no run: it has no logs in {RECORD_NAME} or {TRAINER_STATE_NAME}, "
+            f"and no {REPORT_NAME}. Pass the output_dir of a run, or one of its checkpoints."
+        )
+    config = next(filter(None, map(_read_config, places)), None)
+    return Run(distinct_names([folder])[0], config, report, record)
+
+
+def _reconstruct(places: Iterable[Path]) -> RunRecord:
+    """Return the record of a run that kept none, from the first state of the Trainer."""
+    state = next(filter(None, (_read_optional(p / TRAINER_STATE_NAME) for p in places)), {})
+    history, total_steps = state.get("log_history", []), state.get("max_steps") or None
+    step = max((entry.get("step", 0) for entry in history), default=total_steps)
+    return RunRecord(step, step, total_steps, log_history=history)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints in a folder, the newest first."""
+    numbered = [(path.name.rpartition("-")[2], path) for path in folder.glob("checkpoint-*")]
+    whole = [(int(number), path) for number, path in numbered if number.isdecimal()]
+    return [path for _, path in sorted(whole, reverse=True)]
+
+
+def _read_config(folder: Path) -> PruningConfig | None:
+    return load_config(folder) if (folder / CONFIG_NAME).is_file() else None
+
+
+def _read_optional(path: Path) -> dict[str, Any]:
+    """Return a JSON object of transformers; {} without the file."""
+    return read_json(path, REMEDY) if path.is_file() else {}
+
+
+def distinct_names(folders: Sequence[str | Path]) -> list[str]:
+    """Return the last parts of the folders' paths, as many as it takes to tell them apart.
+
+    >>> distinct_names(["/runs/a/out", "/runs/b/out"])
+    ['a/out', 'b/out']
+    >>> distinct_names(["/runs/a/checkpoint-500"])
+    ['a/checkpoint-500']
+
+    Raises:
+        ValueError: a folder is given twice.
+    """
+    paths = [Path(folder).resolve() for folder in folders]
+    twice = next((path for path in paths if paths.count(path) > 1), None)
+    if twice is not None:
+        raise ValueError(f"The run '{twice}' is given twice. Drop one of the two.")
+    shown = 2 if any(re.fullmatch(r"checkpoint-\d+", path.name) for path in paths) else 1
+    while True:
+        names = ["/".join(path.parts[-shown:]) for path in paths]
+        if len(set(names)) == len(names):
+            return names
+        shown += 1
+
+
+def read_dense_metrics(folder: str | Path, metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return the results of a dense run that the pruned one has too.
+
+    Args:
+        folder: the output_dir of the dense run, with all_results.json or eval_results.json.
+        metrics: the results of the pruned run.
+
+    Raises:
+        ValueError: there are no results, or they are of a pruned run, or on other data.
+    """
+    values = read_results(folder)
+    common = {name: x for name, x in evaluated(values).items() if name in metrics}
+    counts = {values.get("eval_samples"), metrics.get("eval_samples")} - {None}
+    if not common or len(counts) > 1:
+        raise ValueError(
+            f"The dense_run '{folder}' was evaluated on other data than the pruned run, or by "
+            "other metrics. Pass a run of the same task."
+        )
+    return common
+
+
+def read_results(folder: str | Path) -> dict[str, float]:
+    """Return all results of a dense run.
+
+    Raises:
+        ValueError: there are no results, or they are of a pruned run.
+    """
+    remedy = "Pass the output_dir of hf-cyclprune glue without pruning."
+    paths = [Path(folder) / name for name in (_ALL_RESULTS, _EVAL_RESULTS)]
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
+        raise ValueError(f"The dense_run '{folder}' has no {_ALL_RESULTS}. {remedy}")
+    values = read_json(path, remedy)
+    sparsity = values.get("sparsity", 0.0)
+    if not is_number(sparsity) or sparsity > MOST_ZEROS_BY_CHANCE:
+        shown = percent(sparsity) if is_number(sparsity) else repr(sparsity)
+        raise ValueError(
+            f"The dense_run '{folder}' is pruned: it has a sparsity of {shown}. {remedy}"
+        )
+    return values
 
 
 def report_folder(folder: str | Path) -> SparsityReport:
-    """The report of a model saved in `folder`, with the cycles of its run where they are known.
+    """Count the zeros of the model in `folder`; add the cycles of its run where they are known.
 
     Raises:
         ValueError: the folder holds no model.
     """
-    return report_model(folder, load_model(folder))
+    return report_model(folder, read_model(folder))
 
 
 def report_model(folder: str | Path, model: PreTrainedModel) -> SparsityReport:
-    """The same for the model that was loaded from there."""
-    config = load_config(folder) if (Path(folder) / CONFIG_NAME).is_file() else None
-    saved = load_report(folder)
-    names = [weight.name for weight in saved.weights] if saved is not None else None
+    """Count the zeros of the model that was read from `folder`, as `report_folder`."""
+    config, saved = _read_config(Path(folder)), load_report(folder)
+    weights: PreTrainedModel | dict[str, Tensor] = model
+    if saved is not None and saved.weights:  # a run may have had targets of its own
+        named = dict(model.named_parameters(remove_duplicate=False))
+        missing = [weight.name for weight in saved.weights if weight.name not in named]
+        if missing:
+            raise ValueError(
+                f"{REPORT_NAME} in '{folder}' is not about the model there, which has no "
+                f"'{missing[0]}'. {REMEDY}"
+            )
+        weights = {weight.name: named[weight.name] for weight in saved.weights}
     return SparsityReport.measure(
-        model,
-        targets=exact_expressions(names) if names else None,
+        weights,
         patterns=[*CHECKED_PATTERNS, config.pattern] if config else CHECKED_PATTERNS,
         cycles=saved.cycles if saved is not None else (),
         target_sparsity=config.target_sparsity if config else None,
     )
 
 
-def load_model(folder: str | Path) -> PreTrainedModel:
-    """The model of the class that was saved in a folder; never code from the folder.
+def read_model(folder: str | Path) -> PreTrainedModel:
+    """Return the model in `folder`, of the class that was saved; never of code from the folder.
 
     Raises:
         ValueError: the folder holds no model, or a damaged one.
     """
     if not (Path(folder) / "config.json").is_file():
         raise ValueError(
-            f"DIR must be a folder with a saved model; got '{folder}' without a config.json. "
-            "Pass the output_dir of a run, or one of its checkpoints."
+            f"DIR must be a folder with a saved model; '{folder}' has no config.json. Pass the "
+            "output_dir of a run, or one of its checkpoints."
         )
-    cls = model_class(AutoConfig.from_pretrained(folder))
+    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    cls = model_class(AutoConfig.from_pretrained(folder, **options))
     try:
-        model: PreTrainedModel = cls.from_pretrained(folder, local_files_only=True)
+        model: PreTrainedModel = cls.from_pretrained(folder, **options)
     except (SafetensorError, RuntimeError) as error:  # torn, or not those of config.json
         raise ValueError(
-            f"DIR must hold the weights of the model in its config.json; got '{folder}': {error}. "
+            f"The weights in '{folder}' are not those of the model in its config.json: {error}. "
             "Save the model again."
         ) from error
     return model

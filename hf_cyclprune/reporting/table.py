@@ -1,33 +1,42 @@
 """The report as a table: in colour on a terminal, plain text elsewhere, every number in full."""
 
 import io
-import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Literal
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from hf_cyclprune.reporting.cycles import CycleReport, format_metric
-from hf_cyclprune.reporting.report import SparsityReport
+from hf_cyclprune.reporting.cycles import CycleReport
+from hf_cyclprune.reporting.numbers import count, percent
+from hf_cyclprune.reporting.rows import Rows, count_row, cycle_rows, kind_rows, layer_rows
+from hf_cyclprune.reporting.weights import WeightGroup
 
 _UNLIMITED = 10_000  # columns: no line of a pipe is wrapped
-_LONGEST_WORD = 14  # longer ones may be broken, unless they are numbers
-_COUNTS = ("sparsity", "zeros", "weights", "n:m")
-_FEED_FORWARD = re.compile(r"ffn|mlp|feed|intermediate|^output|fc\d|lin(ear)?\d", re.IGNORECASE)
+_LONGEST_WORD = 14  # longer words may be broken, unless they are numbers
+_LEFT = ("matrix", "layer", "n:m")  # columns of text; those of numbers are right-justified
 
 
-def make_table(report: SparsityReport) -> RenderableType:
-    """Summary, matrices by kind, layers, cycles; `rich.print` shows it."""
-    parts: list[RenderableType] = [_summary(report), "", _kinds(report), "", _layers(report)]
-    if report.cycles:
-        parts += ["", _cycles(report.cycles)]
+def make_table(
+    weights: WeightGroup, cycles: Sequence[CycleReport], missed_target: float | None
+) -> RenderableType:
+    """Return summary, matrices by kind, layers and cycles; `rich.print` shows it.
+
+    Args:
+        weights: all target weights.
+        cycles: the finished cycles; there may be none.
+        missed_target: the sparsity that the weights should have but do not; None if they do.
+    """
+    parts: list[RenderableType] = [_summary(weights, missed_target)]
+    parts += ["", _kinds(weights), "", _table(layer_rows(weights))]
+    if cycles:
+        parts += ["", _table(cycle_rows(cycles))]
     return Group(*parts)
 
 
-def to_text(report: SparsityReport) -> str:
-    """The table without colour and as wide as it needs; the same everywhere."""
+def to_text(table: RenderableType) -> str:
+    """Return a table, or a report, as text without colour and as wide as it needs."""
     console = Console(
         file=io.StringIO(),
         width=_UNLIMITED,
@@ -37,96 +46,60 @@ def to_text(report: SparsityReport) -> str:
         legacy_windows=False,
     )
     with console.capture() as capture:
-        console.print(make_table(report))
+        console.print(table)
     return "\n".join(line.rstrip() for line in capture.get().splitlines())
 
 
-def print_table(report: SparsityReport) -> None:
-    """On a terminal in colour and at its width, but never at the cost of a digit; else as text."""
+def print_table(table: RenderableType) -> None:
+    """Print a table, or a report: in colour and fitted to a terminal, or as text elsewhere."""
     console = Console()
-    if not console.is_terminal:
-        print(to_text(report))
-        return
-    console.print(make_table(report), crop=False)
+    if console.is_terminal:
+        console.print(table, crop=False)  # better too wide than a digit less
+    else:
+        print(to_text(table))
 
 
-def group_of(layer: int | None, kind: str) -> str:
-    """The part of a block that a matrix belongs to.
-
-    >>> group_of(0, "attention.output.dense"), group_of(0, "output.dense")
-    ('attention', 'feed-forward')
-    """
-    if layer is None:
-        return "other"
-    if "att" in kind.lower():
-        return "attention"
-    return "feed-forward" if _FEED_FORWARD.search(kind) else "other"
-
-
-def _summary(report: SparsityReport) -> Text:
+def _summary(weights: WeightGroup, missed_target: float | None) -> Text:
+    style = "bold green" if missed_target is None else "bold yellow"
     text = Text.assemble(
-        (f"sparsity {report.sparsity:.4%}", "bold green" if report.is_at_target else "bold yellow"),
-        f": {report.num_zeros:,} zeros in {report.num_weights:,} target weights of "
-        f"{len(report.weights)} matrices",
+        (f"sparsity {percent(weights.sparsity, 4)}", style),
+        f": {count(weights.num_zeros)} zeros in {count(weights.num_weights)} target weights of "
+        f"{count(len(weights.weights))} matrices",
     )
-    if not report.is_at_target:
-        text.append(f"\nnot at the target of {report.target_sparsity:.2%}", "bold yellow")
+    if missed_target is not None:
+        text.append(f"\nnot at the target of {percent(missed_target)}", style)
     text.append("\nn:m satisfied by all: ")
-    return text.append(", ".join(report.patterns) or "none", "green" if report.patterns else "dim")
+    return text.append(", ".join(weights.patterns) or "none", "green" if weights.patterns else "")
 
 
-def _kinds(report: SparsityReport) -> Table:
-    """By kind of matrix, indented below the part of the block."""
+def _kinds(weights: WeightGroup) -> Table:
+    """Return the kinds of matrices, indented below the part of the block that they are in."""
+    parts = weights.grouped(lambda w: w.part)
     rows = []
-    for part, members in report.grouped(lambda w: group_of(w.layer, w.kind)).items():
-        rows.append(_counts(part, members, "bold"))
-        rows += [_counts(f"  {kind}", group) for kind, group in members.by_kind().items()]
-    return _table(("matrix", *_COUNTS), rows, "<>>><")
+    for part, members in parts.items():
+        rows.append(count_row("matrix", part, members))
+        rows += [{**row, "matrix": f"  {row['matrix']}"} for row in kind_rows(members)]
+    return _table(rows, heads=parts)
 
 
-def _layers(report: SparsityReport) -> Table:
-    rows = [_counts(layer, group) for layer, group in report.by_layer().items()]
-    return _table(("layer", *_COUNTS), rows, "<>>><")
+def _table(rows: Rows, heads: Container[str | None] = ()) -> Table:
+    """Return a table without lines, which would hinder grep; the rows of `heads` are bold.
 
-
-def _counts(name: str, group: SparsityReport, style: str = "") -> list[Text]:
-    numbers = (f"{group.sparsity:.2%}", f"{group.num_zeros:,}", f"{group.num_weights:,}")
-    patterns = Text(", ".join(group.patterns), "green") if group.patterns else _none()
-    return [Text(name, style), *(Text(number, style) for number in numbers), patterns]
-
-
-def _cycles(cycles: Sequence[CycleReport]) -> Table:
-    """One row each; the evaluation's values last, since their number varies."""
-    names = list(dict.fromkeys(name for cycle in cycles for name in cycle.main_metrics))
-    headers = ("cycle", "end step", "sparsity", "recovered at edge", ".. at end", "mask change")
-    rows = []
-    for c in cycles:
-        shares = (c.sparsity, c.recovered_share_at_edge, c.recovered_share_at_end, c.mask_change)
-        numbers = [Text(str(c.cycle)), Text(str(c.end_step)), *map(_percent, shares)]
-        rows.append(numbers + [_metric(c.main_metrics.get(name)) for name in names])
-    return _table((*headers, *names), rows, ">" * (len(headers) + len(names)))
-
-
-def _table(headers: Sequence[str], rows: Sequence[Sequence[Text]], sides: str) -> Table:
-    """No lines, which would be in the way of grep; where there is no room only words are broken."""
+    Where there is little room, words are broken and numbers are not.
+    """
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold cyan")
-    for header, side, *cells in zip(headers, sides, *rows, strict=True):
-        words = [word for text in (header, *map(str, cells)) for word in text.split()]
+    for name in rows[0]:
+        words = " ".join([name, *(row[name] or "-" for row in rows)]).split()
         least = max(len(w) for w in words if w[0].isdigit() or len(w) <= _LONGEST_WORD)
-        justify: Literal["left", "right"] = "left" if side == "<" else "right"
-        table.add_column(Text(header), justify=justify, min_width=least, overflow="fold")
+        side: Literal["left", "right"] = "left" if name in _LEFT else "right"
+        table.add_column(Text(name), justify=side, min_width=least, overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        style = "bold" if row.get("matrix") in heads else ""
+        table.add_row(*(_cell(name, text, style) for name, text in row.items()))
     return table
 
 
-def _percent(share: float | None) -> Text:
-    return _none() if share is None else Text(f"{share:.2%}")
-
-
-def _metric(value: float | None) -> Text:
-    return _none() if value is None else Text(format_metric(value), "bold")
-
-
-def _none() -> Text:
-    return Text("-", "dim")
+def _cell(column: str, text: str | None, style: str) -> Text:
+    if text is None:
+        return Text("-", "dim")
+    return Text(text, "green" if column == "n:m" else style)

@@ -11,8 +11,9 @@ from transformers.utils import logging
 
 from hf_cyclprune.config import PruningConfig, config_to_dict
 from hf_cyclprune.pruning.pruner import Pruner
-from hf_cyclprune.pruning.targets import check_finite, exact_expressions, find_targets
+from hf_cyclprune.pruning.targets import check_finite, find_targets
 from hf_cyclprune.reporting.report import CHECKED_PATTERNS, SparsityReport
+from hf_cyclprune.reporting.weights import MOST_ZEROS_BY_CHANCE
 from hf_cyclprune.training.arguments import PruningArguments
 from hf_cyclprune.training.cycle_log import CycleLines
 from hf_cyclprune.training.lr import restarts
@@ -27,7 +28,6 @@ from hf_cyclprune.training.state import (
 )
 
 logger = logging.get_logger(__name__)
-_SPARSE = 0.05  # more zeros than training leaves by chance
 
 
 class PruningCallback(CycleLines):
@@ -227,8 +227,7 @@ class PruningCallback(CycleLines):
         if config is None or self.pruner is None:
             return None
         return SparsityReport.measure(
-            model,
-            targets=exact_expressions(self.pruner.targets),
+            {name: model.get_parameter(name) for name in self.pruner.targets},
             patterns=[*CHECKED_PATTERNS, config.pattern],
             cycles=self.history.cycles,
             target_sparsity=config.target_sparsity,
@@ -239,7 +238,7 @@ def _tell_of_zeros(targets: Mapping[str, Tensor]) -> None:
     """A run from a sparse model begins dense, as the schedule says; that may surprise."""
     num_zeros = sum(weight.numel() - int(weight.count_nonzero()) for weight in targets.values())
     share = num_zeros / sum(weight.numel() for weight in targets.values())
-    if share > _SPARSE:
+    if share > MOST_ZEROS_BY_CHANCE:
         logger.warning(
             f"The model already has {share:.2%} zeros in its target weights. They may all return "
             "where the schedule begins dense; method='hold' keeps them."

@@ -18,7 +18,6 @@ from transformers.trainer_utils import HubStrategy
 from transformers.utils.hub import PushInProgress
 
 from hf_cyclprune.card.facts import Card
-from hf_cyclprune.hub.dense import read_dense_metrics
 from hf_cyclprune.hub.errors import PushError, explain, explained
 from hf_cyclprune.hub.page import (
     CARD_NAME,
@@ -29,6 +28,7 @@ from hf_cyclprune.hub.page import (
     write_card,
 )
 from hf_cyclprune.hub.remote import Branch
+from hf_cyclprune.reporting.folder import read_dense_metrics
 from hf_cyclprune.training.recording import RecordingTrainer
 
 

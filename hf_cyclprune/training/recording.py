@@ -29,7 +29,7 @@ class RecordingTrainer(Trainer):
         """What the caller of create_model_card said."""
         self.dense_metrics: dict[str, float] = {}
         """Of a dense run that the card compares with."""
-        self._saved: tuple[int, int | None] | None = None
+        self._saved: tuple[int | None, int | None] | None = None
         """The step whose weights were saved last, and their fingerprint if it can be had."""
         super().__init__(*args, **kwargs)
         has_class = kwargs.get("optimizer_cls_and_kwargs") is not None

@@ -18,8 +18,9 @@ from hf_cyclprune.card.card import is_own_card, make_card
 from hf_cyclprune.card.facts import Card
 from hf_cyclprune.config import PruningConfig, load_config, save_config
 from hf_cyclprune.reporting.cycles import CycleReport
-from hf_cyclprune.reporting.report import SparsityReport, WeightReport, load_report
+from hf_cyclprune.reporting.report import SparsityReport, load_report
 from hf_cyclprune.reporting.run import RunRecord, load_record
+from hf_cyclprune.reporting.weights import WeightReport
 from tests.hub.cards import find_errors
 from tests.hub.server import WRITE_TOKEN, HubServer
 
@@ -374,7 +375,7 @@ def test_every_number_of_the_tables_is_one_of_the_facts():
     assert tables["cycle"] == [
         [
             *("cycle", "last step", "sparsity", "accuracy"),
-            *("recovered at the edge", "recovered at the end", "mask change"),
+            *("recovered at edge", "recovered at end", "mask change"),
         ],
         ["1", "500", "80.00%", "0.8100", "-", "-", "-"],
         ["2", "1,000", "79.00%", "0.8300", "25.00%", "1.23%", "3.10%"],
@@ -511,7 +512,7 @@ def test_a_run_that_was_resumed_with_another_schedule_tells_no_plan():
 
 
 def test_weights_of_which_no_run_is_known_are_of_no_step():
-    words = words_of(make_card(dataclasses.replace(FULL, record=RunRecord(0, 0, 0))))
+    words = words_of(make_card(dataclasses.replace(FULL, record=RunRecord())))
     assert "after optimizer step" not in words
     assert "Training in progress" not in words
     assert "with cyclical pruning" in words

@@ -15,9 +15,8 @@ from transformers import TrainingArguments
 
 from hf_cyclprune import PruningConfig
 from hf_cyclprune.config import save_config
-from hf_cyclprune.hub.dense import read_dense_metrics, read_results
 from hf_cyclprune.hub.errors import PushError, explain, explained
-from hf_cyclprune.hub.folder import read_facts
+from hf_cyclprune.hub.folder import card_of_folder
 from hf_cyclprune.hub.page import (
     add_extras,
     find_license,
@@ -55,7 +54,7 @@ def folder(tiny_bert, tmp_path):
 
 
 def test_facts_come_from_the_weights(folder):
-    facts = read_facts(folder)
+    facts = card_of_folder(folder)
     assert (facts.report.sparsity, facts.report.is_at_target) == (0.5, True)
     assert (facts.model_name, facts.model_class) == ("model", "BertForSequenceClassification")
     record = facts.record
@@ -63,34 +62,34 @@ def test_facts_come_from_the_weights(folder):
 
 
 def test_metrics_of_other_weights_are_not_told(folder):
-    facts = read_facts(folder)
+    facts = card_of_folder(folder)
     record = RunRecord(8, 8, 8, metrics={"eval_accuracy": 0.5})
     record.save(folder)
     facts.report.save(folder)
-    assert read_facts(folder).record.metrics == {"eval_accuracy": 0.5}
+    assert card_of_folder(folder).record.metrics == {"eval_accuracy": 0.5}
     path = folder / "sparsity_report.json"
     path.write_text(path.read_text().replace('"num_zeros": 128', '"num_zeros": 127'))
-    assert read_facts(folder).record.metrics == {}
+    assert card_of_folder(folder).record.metrics == {}
 
 
 def test_what_is_known_of_other_weights_is_not_told(folder, tiny_bert):
-    facts = read_facts(folder)
+    facts = card_of_folder(folder)
     cycles = (CycleReport(1, 8, 0.5),)
     record = RunRecord(8, 8, 8, {"eval_accuracy": 0.5}, base_model="lab/base")
     replace(record, fingerprint=fingerprint(folder)).save(folder)
     replace(facts.report, cycles=cycles).save(folder)
-    told = read_facts(folder)
+    told = card_of_folder(folder)
     assert (told.record.metrics, told.report.cycles) == ({"eval_accuracy": 0.5}, cycles)
     model = type(tiny_bert()).from_pretrained(folder)
     save_under_own_names(model)  # transformers 5.0.0 would not
     model.save_pretrained(folder, max_shard_size="20KB")  # the same ones in other files
     (folder / "model.safetensors").unlink()
-    assert read_facts(folder).record.metrics == {"eval_accuracy": 0.5}
+    assert card_of_folder(folder).record.metrics == {"eval_accuracy": 0.5}
     model.classifier.weight.data.zero_()  # as many zeros in the target weights as before
     model.save_pretrained(folder, max_shard_size="20KB")
-    other = read_facts(folder)
+    other = card_of_folder(folder)
     assert other.report.num_zeros == facts.report.num_zeros
-    assert (other.record.metrics, other.record.total_steps, other.report.cycles) == ({}, 0, ())
+    assert (other.record.metrics, other.record.total_steps, other.report.cycles) == ({}, None, ())
     assert other.record.base_model == "lab/base"
 
 
@@ -107,7 +106,7 @@ def test_a_copy_in_sparse_holds_what_a_model_needs_and_no_more(folder):
 
 
 def test_a_card_is_written_for_what_lies_there(folder):
-    facts = read_facts(folder)
+    facts = card_of_folder(folder)
     assert write_card(folder, facts)
     card = (folder / "README.md").read_text()
     assert "subfolder" not in card
@@ -129,7 +128,7 @@ def test_only_what_was_written_here_is_deleted(folder):
     assert all(path.read_text() == "mine" for path in mine)
     mine[1].unlink()
     add_extras(folder)
-    assert write_card(folder, read_facts(folder))
+    assert write_card(folder, card_of_folder(folder))
     remove_extras(folder)
     assert mine[0].read_text() == "mine"
     assert [path.name for path in mine[0].parent.iterdir()] == ["cat.png"]
@@ -140,14 +139,14 @@ def test_only_what_was_written_here_is_deleted(folder):
 def test_the_text_of_a_person_is_not_written_over(text, folder):
     (folder / "README.md").write_text(text, encoding="utf-8")
     assert not is_generated(text)
-    assert not write_card(folder, read_facts(folder))
+    assert not write_card(folder, card_of_folder(folder))
     assert (folder / "README.md").read_text(encoding="utf-8") == text
 
 
 @pytest.mark.parametrize("text", ["", "---\nlicense: mit\n---\n", "---\n---\n\n \n"])
 def test_metadata_alone_is_no_text_of_a_person(text, folder):
     (folder / "README.md").write_text(text)
-    assert write_card(folder, read_facts(folder))
+    assert write_card(folder, card_of_folder(folder))
 
 
 def test_no_picture_without_matplotlib(folder, monkeypatch):
@@ -170,7 +169,7 @@ def test_what_only_a_trainer_needs_is_not_uploaded(folder):
     before = (folder / "config.json").read_bytes()
     with staged(folder) as stage:
         names = {path.relative_to(stage).as_posix() for path in stage.rglob("*") if path.is_file()}
-        facts = read_facts(folder)
+        facts = card_of_folder(folder)
         facts.report.save(folder)
         write_facts(stage, replace(facts, record=RunRecord(1, 1, 1)))
     own = {"config.json", "model.safetensors", "pruning_config.json", "trainer_state.json"}
@@ -201,7 +200,7 @@ def test_one_commit_replaces_a_model_and_its_copy(folder, tmp_path, monkeypatch)
         old = ["model-00001-of-00001.safetensors", "model.safetensors.index.json"]
         old.append("sparse/model.sparse.safetensors")
         hub.add_repo("tester/model", {**dict.fromkeys(old, b"old"), "b.txt": b"b"})
-        write_card(folder, read_facts(folder))
+        write_card(folder, card_of_folder(folder))
         RunRecord(1, 1, 1).save(folder)
         branch = Branch("tester/model")
         for _ in range(2):
@@ -220,29 +219,6 @@ def test_one_commit_replaces_a_model_and_its_copy(folder, tmp_path, monkeypatch)
         branch.replace_old(checkpoint, folder, "Newer")
         assert hub.files("tester/model")["pictures/mine.png"] == b"mine"
         assert "sparse/b" not in hub.files("tester/model")
-
-
-def write_results(folder, **values):
-    folder.mkdir(exist_ok=True)
-    (folder / "all_results.json").write_text(json.dumps(values))
-    return folder
-
-
-def test_a_dense_run_is_one_of_the_same_task(tmp_path):
-    pruned = {"eval_accuracy": 0.8, "eval_samples": 10}
-    dense = write_results(tmp_path / "a", eval_accuracy=0.9, eval_f1=0.1, eval_samples=10, epoch=1)
-    assert read_dense_metrics(dense, pruned) == {"eval_accuracy": 0.9, "eval_samples": 10}
-    for values, said in (
-        ({"eval_accuracy": 0.9, "eval_samples": 11}, "other data"),
-        ({"eval_f1": 0.9}, "other data"),
-        ({"eval_accuracy": 0.9, "sparsity": 0.8}, "a sparsity of 80.00%"),
-    ):
-        with pytest.raises(ValueError, match=said):
-            read_dense_metrics(write_results(tmp_path / "b", **values), pruned)
-    for text in ("{", "[]", "null", '{"eval_accuracy": 1, "sparsity": "much"}'):
-        (tmp_path / "b" / "all_results.json").write_text(text)
-        with pytest.raises(ValueError, match="dense_run must be the folder of a dense run"):
-            read_results(tmp_path / "b")
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))

@@ -257,16 +257,16 @@ BAD = {
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors"),
     "no pruning": (lambda folder: (folder / "pruning_config.json").unlink(), "pruning_config.json"),
     "pruning torn": (write("pruning_config.json", "{"), "pruning_config.json"),
-    "record torn": (write("pruning_run.json", '{"step": 1'), "pruning_run.json must be"),
-    "record empty": (write("pruning_run.json", "{}"), "pruning_run.json must be"),
-    "record of another kind": (write("pruning_run.json", "[]"), "pruning_run.json must be"),
+    "record torn": (write("pruning_run.json", '{"step": 1'), "pruning_run.json in"),
+    "record empty": (write("pruning_run.json", "{}"), "pruning_run.json in"),
+    "record of another kind": (write("pruning_run.json", "[]"), "pruning_run.json in"),
     "report torn": (write("sparsity_report.json", "{"), "sparsity_report.json"),
     "report empty": (write("sparsity_report.json", "{}"), "sparsity_report.json"),
-    "weights torn": (truncate("model.safetensors"), "must hold the weights of"),
+    "weights torn": (truncate("model.safetensors"), "are not those of the model in its config"),
     "config torn": (write("config.json", "{"), "config.json"),
     "another size": (
         replace("config.json", '"hidden_size": 16', '"hidden_size": 32'),
-        "must hold the weights of",
+        "are not those of the model in its config",
     ),
     "unknown class": (replace("config.json", '"BertFor', '"NoFor'), "error: "),
 }
@@ -286,7 +286,7 @@ def test_bad_input_is_one_sentence_and_nothing_is_created(hub, push, runs, tmp_p
     write("all_results.json", '{"eval_loss": 1.0, "eval_samples": 99}')(tmp_path / "other")
     write("all_results.json", '{"eval_loss": 1.0, "sparsity": 0.5}')(tmp_path / "empty")
     for dense, said in (
-        (nowhere, "without a readable"),
+        (nowhere, "has no all_results.json"),
         (tmp_path / "other", "other data"),
         (tmp_path / "empty", "a sparsity of 50.00%"),
     ):

@@ -16,7 +16,7 @@ from hf_cyclprune import PruningConfig, PruningTrainer
 from hf_cyclprune.card.card import make_card
 from hf_cyclprune.files import STATE_NAME
 from hf_cyclprune.hub.errors import PushError
-from hf_cyclprune.hub.folder import read_facts
+from hf_cyclprune.hub.folder import card_of_folder
 from hf_cyclprune.packing.weights import fingerprint, verify
 from hf_cyclprune.reporting.run import load_record
 from tests.hub.connect import connect
@@ -317,7 +317,7 @@ def test_after_a_failed_push_weights_and_facts_in_output_dir_are_of_one_step(hub
     with pytest.warns(UserWarning, match="A push .*failed"):
         trainer.train()
     out = tmp_path / "out"
-    facts = read_facts(out)
+    facts = card_of_folder(out)
     assert facts.record.fingerprint == fingerprint(out)
     step = facts.record.weights_step
     assert verify(out, out / f"checkpoint-{step}") is None
@@ -357,7 +357,7 @@ def test_a_dense_run_stays_on_the_card(hub, make, tmp_path):
     trainer.push_to_hub(token=WRITE_TOKEN)
     row = f"| loss | 0.1234 | {loss:.4f} |"
     assert row in hub.files(REPO)["README.md"].decode()
-    assert row in make_card(read_facts(tmp_path / "out"))
+    assert row in make_card(card_of_folder(tmp_path / "out"))
 
 
 def test_one_fault_is_met_by_trying_again(hub, make, tmp_path):

@@ -1,0 +1,80 @@
+import json
+
+import pytest
+
+from hf_cyclprune.reporting.folder import (
+    distinct_names,
+    read_dense_metrics,
+    read_results,
+    read_run,
+)
+from hf_cyclprune.reporting.run import RunRecord
+from tests.reporting.runs import CYCLICAL, make_run, save_run
+
+
+def test_a_record_comes_before_the_trainers_state(tmp_path):
+    save_run(tmp_path, make_run(config=CYCLICAL))
+    record = RunRecord(8, 4, 16, {"eval_f1": 0.5}, [{"step": 4, "loss": 1.0}])
+    record.save(tmp_path)
+    run = read_run(tmp_path)
+    assert (run.record.total_steps, run.record.weights_step) == (16, 4)
+    assert run.log_history == record.log_history
+    assert run.metrics == record.metrics
+    assert run.config == CYCLICAL
+
+
+def test_a_run_that_was_killed_is_read_from_its_newest_checkpoint(tmp_path):
+    run = make_run(config=CYCLICAL, total_steps=80)
+    save_run(tmp_path / "checkpoint-9", make_run(total_steps=10))
+    save_run(tmp_path / "checkpoint-10", run)
+    (tmp_path / "checkpoint-11").mkdir()
+    found = read_run(tmp_path)
+    assert found.log_history == run.log_history
+    assert found.schedule == CYCLICAL.build_schedule(80)
+    assert found.name == tmp_path.name
+    assert read_run(tmp_path / "checkpoint-10").name == f"{tmp_path.name}/checkpoint-10"
+
+
+def test_the_results_of_an_evaluation_are_read_where_no_record_has_them(tmp_path):
+    save_run(tmp_path, make_run(evaluate=1000))
+    (tmp_path / "eval_results.json").write_text('{"eval_accuracy": 0.5, "sparsity": 0.0}')
+    assert read_run(tmp_path).outcome("eval_accuracy") == (0.0, 0.5)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{"])
+def test_a_state_that_cannot_be_read_is_an_error(tmp_path, text):
+    (tmp_path / "trainer_state.json").write_text(text)
+    with pytest.raises(ValueError, match=r"trainer_state.json in .* cannot be read: .*Delete"):
+        read_run(tmp_path)
+
+
+def test_names_are_told_apart_by_their_parents():
+    assert distinct_names(["/x/a/out", "/x/b/out", "/x/c"]) == ["a/out", "b/out", "x/c"]
+    assert distinct_names(["/x/a"]) == ["a"]
+
+
+def write_results(folder, **values):
+    folder.mkdir(exist_ok=True)
+    (folder / "all_results.json").write_text(json.dumps(values))
+    return folder
+
+
+def test_a_dense_run_is_one_of_the_same_task(tmp_path):
+    pruned = {"eval_accuracy": 0.8, "eval_samples": 10}
+    dense = write_results(tmp_path / "a", eval_accuracy=0.9, eval_f1=0.1, eval_samples=10, epoch=1)
+    assert read_dense_metrics(dense, pruned) == {"eval_accuracy": 0.9, "eval_samples": 10}
+    for values, said in (
+        ({"eval_accuracy": 0.9, "eval_samples": 11}, "other data"),
+        ({"eval_f1": 0.9}, "other data"),
+        ({"eval_accuracy": 0.9, "sparsity": 0.8}, "a sparsity of 80.00%"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            read_dense_metrics(write_results(tmp_path / "b", **values), pruned)
+    with pytest.raises(ValueError, match=r"has no all_results\.json\. Pass the output_dir"):
+        read_results(tmp_path / "c")
+    bad = dict.fromkeys(("{", "[]", "null"), r"all_results\.json in .* cannot be read: .*Pass")
+    bad['{"eval_accuracy": 1, "sparsity": "much"}'] = "a sparsity of 'much'"
+    for text, reason in bad.items():
+        (tmp_path / "b" / "all_results.json").write_text(text)
+        with pytest.raises(ValueError, match=reason):
+            read_results(tmp_path / "b")
