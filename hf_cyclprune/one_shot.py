@@ -21,8 +21,8 @@ def prune_(model: nn.Module, config: PruningConfig) -> SparsityReport:
     sparsity = config.target_sparsity
     if sparsity is None:
         raise ValueError(
-            f"method must be one that prunes; got '{config.method}', which only keeps the zeros that "
-            "are there. Choose another method, and a sparsity."
+            f"method must prune, to prune a model at once; got '{config.method}', which keeps the "
+            "zeros that are there. Choose another method and a sparsity."
         )
     config.build_pruner(targets, total_steps=config.plan.num_cycles).prune_to(sparsity)
     patterns = [*CHECKED_PATTERNS, config.pattern]

@@ -10,13 +10,7 @@ from hf_cyclprune.config import CONFIG_NAME, load_config
 from hf_cyclprune.hub.page import find_license
 from hf_cyclprune.packing.manifest import dense_files, read_config
 from hf_cyclprune.packing.weights import fingerprint
-from hf_cyclprune.reporting.folder import (
-    TRAINER_STATE_NAME,
-    read_dense_metrics,
-    read_model,
-    read_run,
-    report_model,
-)
+from hf_cyclprune.reporting.folder import read_dense_metrics, read_model, read_run, report_model
 from hf_cyclprune.reporting.report import REPORT_NAME, SparsityReport, load_report
 from hf_cyclprune.reporting.run import RECORD_NAME, RunRecord, load_record
 
@@ -37,7 +31,8 @@ def card_of_folder(folder: str | Path, dense_run: str | Path | None = None) -> C
     folder = Path(folder)
     check_pushable(folder)
     config, model = load_config(folder), read_model(folder)
-    record, report = _read_record(folder), report_model(folder, model)
+    report = report_model(folder, model)
+    record = load_record(folder) or read_run(folder).record
     weights = fingerprint(folder)
     if not _is_about(record, load_report(folder), report, weights):
         logger.warning(
@@ -58,20 +53,6 @@ def card_of_folder(folder: str | Path, dense_run: str | Path | None = None) -> C
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
         license=find_license(record.base_model),
     )
-
-
-def _read_record(folder: Path) -> RunRecord:
-    """Return the record in the folder; without one, what the Trainer's state says."""
-    record = load_record(folder)
-    if record is not None:
-        return record
-    try:
-        return read_run(folder).record
-    except ValueError as error:
-        raise ValueError(
-            f"DIR must be the output_dir of a run, or one of its checkpoints; '{folder}' has no "
-            f"readable {RECORD_NAME} or {TRAINER_STATE_NAME}. Push other models with `hf upload`."
-        ) from error
 
 
 def _is_about(

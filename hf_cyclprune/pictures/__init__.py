@@ -1,1 +1,1 @@
-"""Pictures of runs, for a card, a README or a terminal's user."""
+"""Pictures of runs, for a model card or a README."""

@@ -1,4 +1,4 @@
-"""Several runs: how each ended, at which sparsity, and how it got there."""
+"""Compare several runs: how each ended, at which sparsity, and how it got there."""
 
 import re
 from bisect import bisect_right
@@ -25,35 +25,35 @@ from hf_cyclprune.reporting.metrics import choose_metric
 from hf_cyclprune.reporting.numbers import number
 from hf_cyclprune.reporting.run import Run
 
-_LONGEST = 36  # characters of a name
-_COLUMNS = (46, 60)  # points right of the axes: where sparsity ends and the metric begins
-_MOST_MARKS = 7  # on a curve
+_LONGEST = 36  # characters in a name
+_COLUMNS = (46, 60)  # points to the right of the axes: end of the sparsity, start of the metric
+_MOST_MARKS = 7  # on one curve
 Points = tuple[Sequence[float], Sequence[float]]
 
 
 @dataclass(frozen=True)
 class Row:
-    """Runs whose names differ in the seed only; most often it is one run."""
+    """One run, or several whose names differ in the seed only."""
 
     name: str
     runs: tuple[Run, ...]
     outcomes: tuple[tuple[float | None, float | None], ...]
-    """(sparsity, value of the metric) of each run."""
+    """Sparsity and metric of each run; None where unknown."""
 
     @property
     def values(self) -> list[float]:
-        """Of the metric; fewer than runs where some were not evaluated."""
+        """The metric of each run that was evaluated."""
         return [value for _, value in self.outcomes if value is not None]
 
     @property
     def sparsity_text(self) -> str:
-        """In %; the mean, where it is known of all."""
+        """The mean sparsity in %, if it is known for all runs."""
         known = [sparsity for sparsity, _ in self.outcomes if sparsity is not None]
         return f"{100 * mean(known):.1f} %" if len(known) == len(self.runs) else "unknown"
 
     @property
     def value_text(self) -> str:
-        """The mean and, of several, its standard error."""
+        """The metric; for several runs their mean and its standard error."""
         values = self.values
         if not values:
             return "not evaluated"
@@ -64,11 +64,11 @@ class Row:
 
 
 def draw_comparison(runs: Sequence[Run]) -> Figure:
-    """A row for every run, the best on top, and below sparsity and metric over the optimizer steps.
+    """Draw a row for every run, the best on top; below them sparsity and metric over the steps.
 
     The metric is one that all evaluated runs have. Runs whose names differ only in "seed0",
-    "seed1", .. share a row, with a mark each, their mean and its standard error. The rows are the
-    key to the curves: the same colour, dash and marker. A dense run is drawn at 0 %.
+    "seed1" and so on share a row, with a mark each, their mean and its standard error. The rows are
+    the key to the curves, by colour, dash and marker. A dense run is drawn at 0 %.
     """
     metric = choose_metric(run.metric_names for run in runs)
     curve = choose_curve(runs)
@@ -101,7 +101,7 @@ def draw_comparison(runs: Sequence[Run]) -> Figure:
 
 
 def _rows(runs: Sequence[Run], metric: str | None) -> list[Row]:
-    """The best first, those without a value last."""
+    """Return the rows, the best first and those without a metric last."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(_without_seed(run.name), []).append(run)
@@ -115,7 +115,7 @@ def _rows(runs: Sequence[Run], metric: str | None) -> list[Row]:
 
 
 def _without_seed(name: str) -> str:
-    """What runs of several seeds have in common.
+    """Return the part of a name that runs with different seeds share.
 
     >>> _without_seed("sst2-gradual-seed12"), _without_seed("seed_1/sst2")
     ('sst2-gradual', 'sst2')
@@ -163,12 +163,12 @@ def _write_columns(axes: Axes, y: float, sparsity: str, value: str) -> None:
 
 
 def _shortened(name: str) -> str:
-    """The end of a long name, which is where names of runs differ most."""
+    """Return the end of a long name, where the names of runs differ most."""
     return name if len(name) <= _LONGEST else f"…{name[1 - _LONGEST :]}"
 
 
 def _sparsity_curve(run: Run) -> tuple[Points, Points]:
-    """The line as planned, as far as the run is known to have got, and the marks as counted."""
+    """Return the planned line, up to the last step that is known, and the counted marks."""
     marks = counted(run)
     if run.schedule is not None:
         steps, values = planned(run.schedule)
@@ -187,20 +187,20 @@ def _logged_curve(run: Run, name: str) -> tuple[Points, Points]:
 
 
 def _draw_curves(axes: Axes, curves: Sequence[tuple[Points, Points]], look: Look) -> None:
-    """One run's curve; of several seeds' their mean, and each of them thin."""
-    order = 2 + DASHES.index(look.dash) / 10  # where curves are the same, the gaps show the other
+    """Draw the curve of one run, or the mean of several, with each of them as a thin line."""
+    order = 2 + DASHES.index(look.dash) / 10  # the other shows in the gaps of an equal curve
     style = {"color": look.colour, "linestyle": look.dash, "zorder": order}
     for line, _ in curves if len(curves) > 1 else ():
         axes.plot(*line, color=look.colour, linewidth=0.5, alpha=0.6)
     line, marks = (_mean_of(points) for points in zip(*curves, strict=True))
     axes.plot(*line, linewidth=1.2, **style)
-    every = -(-len(marks[0]) // _MOST_MARKS) or 1  # enough to tell the curves apart
+    every = -(-len(marks[0]) // _MOST_MARKS) or 1
     shown = marks[0][::-every], marks[1][::-every]
     axes.plot(*shown, look.marker, markersize=4, clip_on=False, **style | {"linestyle": "none"})
 
 
 def _mean_of(curves: Sequence[Points]) -> Points:
-    """Over the steps that all have."""
+    """Return the mean of the curves over the steps that all of them have."""
     values = [dict(zip(*curve, strict=True)) for curve in curves]
     steps = sorted(set.intersection(*map(set, values)))
     return steps, [mean(v[t] for v in values) for t in steps]

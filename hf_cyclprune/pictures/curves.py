@@ -1,4 +1,4 @@
-"""What a run did over its optimizer steps: sparsity, the evaluations' metric, learning rate."""
+"""Draw one run over its optimizer steps: sparsity, metric or loss, and learning rate."""
 
 from collections.abc import Callable, Sequence
 
@@ -12,16 +12,16 @@ from hf_cyclprune.reporting.metrics import PREFIX, choose_metric
 from hf_cyclprune.reporting.numbers import count, number
 from hf_cyclprune.reporting.run import Run
 
-_MOST_STEPS = 2000  # of a planned line: more than the picture has pixels
-_MOST_NAMES = 8  # of cycles, until their numbers must do
+_MOST_STEPS = 2000  # in a planned line: more than the picture has pixels
+_MOST_NAMES = 8  # cycles that are called "cycle 1"; of more, only the numbers are shown
 
 
 def draw_schedule(run: Run) -> Figure | None:
-    """Sparsity, metric and learning rate over the optimizer steps; None if none is known.
+    """Draw sparsity, metric and learning rate over the optimizer steps; None if none is known.
 
-    The planned sparsity is a line, what was counted are dots. Evaluations where the schedule is
-    below its target are hollow: they are of a denser model than the one that is saved. A run that
-    logged no evaluations shows its training loss in their place.
+    A line shows the planned sparsity, and dots the sparsity that was counted. Evaluations where the
+    schedule is below its target are hollow, since the model was denser than the one that is saved.
+    A run without evaluations shows its training loss instead.
     """
     panels = _panels(run)
     if not panels:
@@ -41,7 +41,7 @@ def draw_schedule(run: Run) -> Figure | None:
 
 
 def _panels(run: Run) -> list[tuple[float, Callable[[Axes, Run], None]]]:
-    """Heights in inches, and what to draw."""
+    """Return the height of each panel in inches, and the function that draws it."""
     panels: list[tuple[float, Callable[[Axes, Run], None]]] = []
     if run.schedule is not None or run.points("sparsity"):
         panels.append((1.7, _draw_sparsity))
@@ -53,12 +53,12 @@ def _panels(run: Run) -> list[tuple[float, Callable[[Axes, Run], None]]]:
 
 
 def choose_curve(runs: Sequence[Run]) -> str:
-    """What the runs logged to be judged by: a value of their evaluations, or the training loss."""
+    """Choose the curve to compare runs by: a metric of their evaluations, or the training loss."""
     return choose_metric(run.logged_metrics for run in runs) or "loss"
 
 
 def metric_label(name: str) -> str:
-    """A metric's name for people.
+    """Write the name of a metric for people.
 
     >>> metric_label("eval_matthews_correlation"), metric_label("eval_loss"), metric_label("loss")
     ('matthews correlation', 'evaluation loss', 'training loss')
@@ -68,13 +68,13 @@ def metric_label(name: str) -> str:
 
 
 def last_step(run: Run) -> int:
-    """The last optimizer step of the whole run, as far as it is known."""
-    logged: list[int] = [entry.get("step", 0) for entry in run.log_history]
+    """Return the last optimizer step of the run, or else the last that was logged; at least 1."""
+    logged: list[int] = [entry.get("step", 0) for entry in run.record.log_history]
     return max(1, run.record.total_steps or 1, *logged)
 
 
 def planned(schedule: Schedule) -> tuple[list[int], list[float]]:
-    """Optimizer steps and the sparsity after them in %; both sides of every edge are among them."""
+    """Return optimizer steps, both sides of every edge included, and the planned sparsity in %."""
     total = schedule.total_steps
     steps = set(range(1, total + 1, -(-total // _MOST_STEPS))) | {total}
     steps |= {t for edge in schedule.edges[1:-1] for t in (edge, edge + 1)}
@@ -82,13 +82,13 @@ def planned(schedule: Schedule) -> tuple[list[int], list[float]]:
 
 
 def counted(run: Run) -> tuple[list[int], list[float]]:
-    """Optimizer steps and the logged sparsity after them in %."""
+    """Return optimizer steps and the logged sparsity in %."""
     points = run.points("sparsity")
     return [t for t, _ in points], [100 * value for _, value in points]
 
 
 def label_steps(axes: Axes, total_steps: int) -> None:
-    """The x axis of optimizer steps, from 0 to the run's end."""
+    """Make the x axis one of optimizer steps, from 0 to `total_steps`."""
     axes.set_xlabel("optimizer step")
     axes.set_xlim(0, total_steps)
     axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
@@ -96,7 +96,7 @@ def label_steps(axes: Axes, total_steps: int) -> None:
 
 
 def label_sparsity(axes: Axes) -> None:
-    """The y axis of sparsity, from 0."""
+    """Make the y axis one of sparsity, from 0."""
     axes.set_ylabel("sparsity (%)")
     axes.set_ylim(0, max(1.0, min(100.0, 1.06 * axes.dataLim.ymax)))
     axes.yaxis.set_major_locator(MaxNLocator(5))
@@ -114,7 +114,7 @@ def _draw_sparsity(axes: Axes, run: Run) -> None:
 
 
 def _draw_curve(axes: Axes, run: Run) -> None:
-    """Filled at the target sparsity, hollow below it."""
+    """Draw the metric, with marks that are filled at the target sparsity and hollow below it."""
     name = choose_curve([run])
     points = run.points(name)
     axes.plot(*zip(*points, strict=True), color=GREEN, linewidth=0.8, zorder=1)
@@ -143,7 +143,7 @@ def _draw_curve(axes: Axes, run: Run) -> None:
 
 
 def _draw_learning_rate(axes: Axes, run: Run) -> None:
-    """Points of one cycle are joined: between two cycles it may have been anywhere."""
+    """Draw the learning rate; a line joins the points of one cycle, but not those of two."""
     cycles: dict[int, list[tuple[int, float]]] = {}
     for t, value in run.points("learning_rate"):
         cycles.setdefault(run.schedule.cycle(t) if run.schedule else 0, []).append((t, value))
@@ -157,7 +157,7 @@ def _draw_learning_rate(axes: Axes, run: Run) -> None:
 
 
 def _power(value: float) -> str:
-    """A small number, short.
+    """Write a small number in few characters.
 
     >>> _power(0.00025), _power(0.0)
     ('2.5e-4', '0')
@@ -167,7 +167,10 @@ def _power(value: float) -> str:
 
 
 def _is_at_target(run: Run, t: int) -> bool:
-    """Where the schedule is, or where as many zeros were counted: a climb's last step may round."""
+    """Return whether the schedule is at its target after step t, or as many zeros were counted.
+
+    By rounding, the last step of a climb may already have all zeros.
+    """
     if run.schedule is None:
         return True
     target, planned_at = run.schedule.sparsity, run.schedule.sparsity_at
@@ -182,7 +185,7 @@ def _mark_edges(axes: Axes, schedule: Schedule | None) -> None:
 
 
 def _name_cycles(axes: Axes, schedule: Schedule) -> None:
-    """Above the axes, in the middle of every cycle; of very many only some."""
+    """Write the names of the cycles above the axes; of very many cycles only some."""
     k = schedule.num_cycles
     for c in range(0, k, -(-k // 20)):
         middle = (schedule.edges[c] + schedule.edges[c + 1]) / 2
@@ -194,7 +197,7 @@ def _name_cycles(axes: Axes, schedule: Schedule) -> None:
 
 
 def _name_last(axes: Axes, t: int, value: float, text: str) -> None:
-    """The number of the last mark, right of it."""
+    """Write the number of the last mark to its right."""
     axes.annotate(
         text, (t, value), xytext=(5, 0), textcoords="offset points", va="center", fontsize=SMALL,
         annotation_clip=False,
@@ -202,7 +205,7 @@ def _name_last(axes: Axes, t: int, value: float, text: str) -> None:
 
 
 def _add_key(axes: Axes, lift: float = 0.2) -> None:
-    """What the marks are, above the axes by `lift` lines."""
+    """Put the key to the marks above the axes, `lift` lines high."""
     axes.legend(
         loc="lower right", bbox_to_anchor=(1, 1.0), ncols=3, borderaxespad=lift, handlelength=1.6,
         columnspacing=1.4,

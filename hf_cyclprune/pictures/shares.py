@@ -1,4 +1,4 @@
-"""What a sparsity report counted: the density of every matrix, and what the cycles recovered."""
+"""Draw a sparsity report: the density of every matrix, and the recovered shares of the cycles."""
 
 from collections.abc import Callable, Sequence
 from itertools import takewhile
@@ -21,20 +21,20 @@ _KINDS = {
     "intermediate.dense": "intermediate",
     "output.dense": "output",
 }
-"""BERT's; names of others are shown as they are."""
+"""Short names of the matrices of BERT; those of others are shown as they are."""
 
 _SERIES: tuple[tuple[str, str, str, Callable[[CycleReport], float | None]], ...] = (
     ("recovered at the edge", VERMILLION, "o", lambda c: c.recovered_share_at_edge),
     ("recovered at the cycle's end", BLUE, "s", lambda c: c.recovered_share_at_end),
     ("mask change (Jaccard distance)", GREEN, "^", lambda c: c.mask_change),
 )
-_MOST_LEVEL = 5  # cycles whose numbers are written level; those of more are upright
-_MOST_NUMBERED = 11  # cycles; of more only the zeros have numbers
-_MOST_LABELS = 26  # of layers
+_MOST_LEVEL = 5  # cycles with horizontal numbers; of more cycles they are vertical
+_MOST_NUMBERED = 11  # cycles with numbers; of more cycles only the zeros have them
+_MOST_LABELS = 26  # layers with a label
 
 
 def draw_density(report: SparsityReport) -> Figure:
-    """A map of the share of kept weights in %: matrices of a kind in rows, layers in columns.
+    """Draw a map of the share of kept weights in %: a row for each kind, a column for each layer.
 
     Its colours run from 0 to a round number above the largest share, so that equal matrices look
     equal; numbers are in the cells if they fit. A cell without a matrix is empty.
@@ -62,22 +62,18 @@ def draw_density(report: SparsityReport) -> Figure:
 
 
 def _density(report: SparsityReport) -> tuple[list[str], list[str], list[list[float]]]:
-    """Layers, kinds, and a row of shares in % for every kind; NaN where there is no matrix."""
+    """Return layers, kinds, and a row of shares in % for every kind; NaN without a matrix."""
     kinds = list(report.by_kind())
     numbers = {w.layer for w in report.weights}
     layers = sorted(n for n in numbers if n is not None) + [None] * (None in numbers)
-    sizes: dict[tuple[str, int | None], tuple[int, int]] = {}
-    for w in report.weights:
-        zeros, size = sizes.get((w.kind, w.layer), (0, 0))
-        sizes[w.kind, w.layer] = (zeros + w.num_zeros, size + w.num_weights)
-    nothing = (float("nan"), 1)
-    cells = [[sizes.get((kind, layer), nothing) for layer in layers] for kind in kinds]
-    shares = [[100 * (1 - zeros / size) for zeros, size in row] for row in cells]
+    cells = report.grouped(lambda w: f"{w.kind} {w.layer}")
+    kept = {name: 100 * (1 - group.sparsity) for name, group in cells.items()}
+    shares = [[kept.get(f"{kind} {layer}", float("nan")) for layer in layers] for kind in kinds]
     return ["-" if n is None else str(n) for n in layers], kinds, shares
 
 
 def _short(kinds: Sequence[str]) -> list[str]:
-    """Names of the rows: without what all of them begin with.
+    """Return the names of the rows, without the start that all of them share.
 
     >>> _short(["albert_layers.0.ffn", "albert_layers.0.ffn_output", "attention.self.query"][:2])
     ['ffn', 'ffn_output']
@@ -88,7 +84,7 @@ def _short(kinds: Sequence[str]) -> list[str]:
 
 
 def _write_cells(axes: Axes, shares: list[list[float]], colours: NDArray[np.float64]) -> None:
-    """The numbers with as many decimals as there is room for, black or white."""
+    """Write the numbers with as many decimals as there is room for, in black or white."""
     room = 0.9 * axes.get_window_extent().width / len(shares[0])
     for decimals in (1, 0):
         texts = [
@@ -108,7 +104,7 @@ def _write_cells(axes: Axes, shares: list[list[float]], colours: NDArray[np.floa
 
 
 def share_text(value: float, decimals: int) -> str:
-    """A number in %; 0 stands for zero itself, and what only rounds to it is not zero.
+    """Write a number in % in few characters; "0" means zero, and not a number that rounds to it.
 
     >>> share_text(12.34, 1), share_text(0.0, 1), share_text(0.04, 1), share_text(0.0004, 2)
     ('12.3', '0', '<0.1', '<0.01')
@@ -120,14 +116,14 @@ def share_text(value: float, decimals: int) -> str:
 
 
 def _readable_on(colour: NDArray[np.float64]) -> str:
-    """Black or white, the one with more contrast."""
+    """Return black or white, whichever has more contrast with a colour."""
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3]]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
     return "black" if luminance > 0.179 else "white"  # where both have the same contrast
 
 
 def draw_recovery(report: SparsityReport) -> Figure | None:
-    """Recovered shares and mask change of every cycle in %; None if there is no second one.
+    """Draw recovered shares and mask change of every cycle in %; None without a second cycle.
 
     The first cycle has nothing to recover. A value that was not measured is left out; a zero is a
     mark at zero with its number.
@@ -160,7 +156,7 @@ def draw_recovery(report: SparsityReport) -> Figure | None:
 
 
 def _write_numbers(axes: Axes, marks: Sequence[tuple[float, float]], num_cycles: int) -> None:
-    """Above the marks; upright where many cycles leave no room, and of very many only the zeros."""
+    """Write the numbers above the marks; of very many cycles only the zeros."""
     for x, y in marks:
         if y == 0 or num_cycles <= _MOST_NUMBERED:
             axes.annotate(

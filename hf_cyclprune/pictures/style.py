@@ -1,10 +1,10 @@
-"""How the pictures look: one ink and few colours that can be read on white and on a dark page.
+"""The look of the pictures: colours that can be read on a white and on a dark page.
 
 The background is transparent. A line needs a contrast of 3:1 with what is behind it and text 4.5:1
 (https://www.w3.org/TR/WCAG22/#contrast-minimum); no colour has 4.5:1 with both white and GitHub's
-#0d1117, whose contrast is 18.9:1: the most that both can have is the root of it, 4.35:1. The hues
-are those of Okabe and Ito (https://jfly.uni-koeln.de/color/), moved to that middle; colour is never
-alone: each comes with a marker of its own, and a dash.
+#0d1117. Their contrast is 18.9:1, so the most that a colour can have with both is its square root,
+4.35:1. The hues are those of Okabe and Ito (https://jfly.uni-koeln.de/color/), with a luminance in
+that middle. Colour is never alone: each comes with its own marker and dash.
 """
 
 from collections.abc import Iterator
@@ -25,8 +25,8 @@ COLOURS = (BLUE, VERMILLION, GREEN, "#b5609a", "#a97c00", "#2f9aa8", "#7a6ff0", 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p", "<")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
 
-WIDTH = 7.0  # inches; 700 px of a page, so a point is 1.4 of its px
-DPI = 200  # twice the page's px
+WIDTH = 7.0  # inches, shown as 700 px of a page: a point is 1.4 px
+DPI = 200  # two pixels for each px of the page
 SMALL = 8.0  # points
 
 _STYLE: dict[Any, Any] = {
@@ -49,7 +49,7 @@ _STYLE: dict[Any, Any] = {
     "lines.linewidth": 1.3,
     "lines.markersize": 3.5,
     "text.color": INK,
-    "text.parse_math": False,  # a folder's name may have dollars
+    "text.parse_math": False,  # the name of a folder may have dollar signs
     "xtick.color": INK,
     "ytick.color": INK,
     "xtick.labelsize": SMALL,
@@ -60,7 +60,7 @@ _STYLE: dict[Any, Any] = {
 
 
 class Look(NamedTuple):
-    """How one of several runs is drawn."""
+    """Colour, marker and dash of one of several runs."""
 
     colour: str
     marker: str
@@ -68,13 +68,13 @@ class Look(NamedTuple):
 
 
 def looks(count: int) -> list[Look]:
-    """`count` looks, of which no two are the same (up to 72)."""
+    """Return `count` looks, of which no two are the same (up to 72)."""
     return list(islice(map(Look, cycle(COLOURS), cycle(MARKERS), cycle(DASHES)), count))
 
 
 @contextmanager
 def drawing() -> Iterator[None]:
-    """Artists made inside look as they should, whatever the user's matplotlibrc says."""
+    """Use our style for the artists made inside, whatever the user's matplotlibrc says."""
     with matplotlib.rc_context():  # puts back what it found
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)
@@ -82,7 +82,7 @@ def drawing() -> Iterator[None]:
 
 
 def new_figure(height: float) -> Figure:
-    """An empty transparent figure, `height` inches high, that pyplot does not know."""
+    """Return an empty transparent figure, `height` inches high, that pyplot does not know."""
     figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     return figure

@@ -10,17 +10,10 @@ PREFIX = "eval_"
 """The Trainer puts it before every name in the results of an evaluation."""
 
 METRICS = (
-    "combined_score",
-    "accuracy",
-    "matthews_correlation",
-    "pearson",
-    "spearmanr",
-    "f1",
-    "exact_match",
-    "loss",
+    *("combined_score", "accuracy", "matthews_correlation", "pearson", "spearmanr"),
+    *("f1", "exact_match", "loss"),
 )
-"""Ends of the names of metrics that a run is judged by, the preferred one first; combined_score is
-GLUE's mean of two metrics."""
+"""Ends of the names of the metrics that runs are compared by, the preferred one first."""
 
 _NOT_MEASURED = re.compile(
     r"_(runtime|per_second|time|samples|epoch|step|cycle|sparsity|flos)(_mm)?$"

@@ -45,13 +45,10 @@ class SparsityReport(WeightGroup):
         """Count the zeros of the target weights as they are now.
 
         Args:
-            model: a model, whose target weights are found with `find_targets`; or the weights
-                themselves by name, for which `targets` and `ignore` have no meaning.
-            targets: as for `find_targets`.
-            ignore: as for `find_targets`.
+            model: a model, or its target weights by name.
+            targets, ignore: which weights of a model are meant, as for `find_targets`.
             patterns: the n:m patterns to check; other patterns are passed over.
-            cycles: the finished cycles of the run.
-            target_sparsity: the sparsity that the run was asked for.
+            cycles, target_sparsity: those of the run, for the report.
 
         Raises:
             ValueError: as `find_targets`.

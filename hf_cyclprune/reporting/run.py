@@ -1,6 +1,6 @@
 """A run: its config, its report, and the record that is kept beside the weights it saved."""
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Set
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -87,16 +87,6 @@ class Run:
     report: SparsityReport | None = None
     record: RunRecord = field(default_factory=RunRecord)
 
-    @property
-    def log_history(self) -> Sequence[dict[str, Any]]:
-        """The log entries of the record."""
-        return self.record.log_history
-
-    @property
-    def metrics(self) -> Mapping[str, float]:
-        """Results of evaluating the saved weights."""
-        return self.record.metrics
-
     @cached_property
     def schedule(self) -> Schedule | None:
         """The planned sparsity; None if there was no plan (dense, held zeros), or it changed."""
@@ -117,7 +107,7 @@ class Run:
         if self.report is not None:
             return self.report.sparsity
         logged = [value for _, value in self.points("sparsity")]
-        known = [self.metrics.get("sparsity"), *logged[::-1], 0.0 if self.is_dense else None]
+        known = [self.record.metrics.get("sparsity"), *logged[::-1], 0.0 if self.is_dense else None]
         return next((value for value in known if value is not None), None)
 
     def points(self, name: str) -> list[tuple[int, float]]:
@@ -127,8 +117,8 @@ class Run:
 
     def outcome(self, metric: str) -> tuple[float | None, float | None]:
         """Return (sparsity, value) of the evaluation of the saved weights, or else of the last."""
-        if metric in self.metrics:
-            return self.sparsity, self.metrics[metric]
+        if metric in self.record.metrics:
+            return self.sparsity, self.record.metrics[metric]
         entries = self._entries(metric)
         if not entries:
             return self.sparsity, None
@@ -137,14 +127,14 @@ class Run:
         return entry.get("sparsity", self.sparsity), entry[metric]
 
     def _entries(self, name: str) -> list[dict[str, Any]]:
-        return [e for e in self.log_history if "step" in e and is_number(e.get(name))]
+        return [e for e in self.record.log_history if "step" in e and is_number(e.get(name))]
 
     @property
     def logged_metrics(self) -> Set[str]:
         """The names of all results of evaluations in the log."""
-        return {name for entry in self.log_history for name in evaluated(entry)}
+        return {name for entry in self.record.log_history for name in evaluated(entry)}
 
     @property
     def metric_names(self) -> Set[str]:
         """The names of all results of evaluations, logged or of the saved weights."""
-        return self.logged_metrics | evaluated(self.metrics).keys()
+        return self.logged_metrics | evaluated(self.record.metrics).keys()

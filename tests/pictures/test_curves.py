@@ -9,7 +9,7 @@ def test_a_schedule_shows_the_plan_and_what_was_counted():
     sparsity, accuracy, rate = draw_schedule(run).axes
     plan = CYCLICAL.build_schedule(200)
     assert labelled(sparsity, "planned") == [(t, 100 * plan.sparsity_at(t)) for t in range(1, 201)]
-    logged = {e["step"]: 100 * e["sparsity"] for e in run.log_history if "sparsity" in e}
+    logged = {e["step"]: 100 * e["sparsity"] for e in run.record.log_history if "sparsity" in e}
     assert labelled(sparsity, "counted") == list(logged.items())
     assert [axes.get_ylabel() for axes in (sparsity, accuracy, rate)] == [
         "sparsity (%)",
@@ -27,7 +27,7 @@ def test_evaluations_below_the_target_are_hollow():
     run = make_run(config=CYCLICAL)
     plan = CYCLICAL.build_schedule(200)
     _, axes, _ = draw_schedule(run).axes
-    logged = [(e["step"], e["eval_accuracy"]) for e in run.log_history if "eval_accuracy" in e]
+    logged = run.points("eval_accuracy")
     at_target = [p for p in logged if plan.sparsity_at(p[0]) == 0.8]
     assert 0 < len(at_target) < len(logged)
     assert labelled(axes, "evaluated at the target sparsity") == at_target
@@ -60,7 +60,7 @@ def test_the_learning_rate_is_joined_inside_of_cycles_only():
     run = make_run(config=CYCLICAL)
     rate = draw_schedule(run).axes[-1]
     lines = [line.get_xydata().tolist() for line in rate.get_lines() if len(line.get_xdata()) > 2]
-    logged = [[e["step"], e["learning_rate"]] for e in run.log_history if "learning_rate" in e]
+    logged = [list(point) for point in run.points("learning_rate")]
     assert lines == [logged[c : c + 5] for c in (0, 5, 10, 15)]
 
 
@@ -88,7 +88,7 @@ def test_a_run_without_evaluations_shows_its_training_loss():
     run = make_run(config=CYCLICAL, evaluate=1000)
     axes = draw_schedule(run).axes[1]
     assert axes.get_ylabel() == "training\nloss"
-    expected = [(e["step"], e["loss"]) for e in run.log_history if "loss" in e]
+    expected = [(e["step"], e["loss"]) for e in run.record.log_history if "loss" in e]
     assert [tuple(p) for p in axes.get_lines()[0].get_xydata()] == expected
 
 

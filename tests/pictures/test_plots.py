@@ -16,7 +16,7 @@ def test_one_run_gives_the_pictures_that_it_has_something_for(tmp_path):
     run = make_run(config=CYCLICAL)
     full = save_run(
         tmp_path / "full",
-        run_of("", CYCLICAL, make_report(cycles=CYCLES), log_history=run.log_history),
+        run_of("", CYCLICAL, make_report(cycles=CYCLES), log_history=run.record.log_history),
     )
     dense = save_run(tmp_path / "dense", make_run())
     out = tmp_path / "out" / "new"

@@ -66,7 +66,7 @@ def make_report(layers=2, kinds=BERT, zeros=lambda layer, kind: 80 - layer, cycl
 def save_run(folder, run):
     """A folder as transformers and we write it."""
     folder.mkdir(parents=True, exist_ok=True)
-    state = {"log_history": run.log_history, "max_steps": run.record.total_steps}
+    state = {"log_history": run.record.log_history, "max_steps": run.record.total_steps}
     (folder / "trainer_state.json").write_text(json.dumps(state))
     if run.config is not None:
         save_config(run.config, folder)

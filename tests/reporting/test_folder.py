@@ -18,8 +18,8 @@ def test_a_record_comes_before_the_trainers_state(tmp_path):
     record.save(tmp_path)
     run = read_run(tmp_path)
     assert (run.record.total_steps, run.record.weights_step) == (16, 4)
-    assert run.log_history == record.log_history
-    assert run.metrics == record.metrics
+    assert run.record.log_history == record.log_history
+    assert run.record.metrics == record.metrics
     assert run.config == CYCLICAL
 
 
@@ -29,7 +29,7 @@ def test_a_run_that_was_killed_is_read_from_its_newest_checkpoint(tmp_path):
     save_run(tmp_path / "checkpoint-10", run)
     (tmp_path / "checkpoint-11").mkdir()
     found = read_run(tmp_path)
-    assert found.log_history == run.log_history
+    assert found.record.log_history == run.record.log_history
     assert found.schedule == CYCLICAL.build_schedule(80)
     assert found.name == tmp_path.name
     assert read_run(tmp_path / "checkpoint-10").name == f"{tmp_path.name}/checkpoint-10"
