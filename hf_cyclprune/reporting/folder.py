@@ -28,7 +28,7 @@ from hf_cyclprune.reporting.report import (
 from hf_cyclprune.reporting.run import RECORD_NAME, Run, RunRecord, load_record
 from hf_cyclprune.reporting.weights import MOST_ZEROS_BY_CHANCE
 
-TRAINER_STATE_NAME = "trainer_state.json"
+_TRAINER_STATE = "trainer_state.json"
 _ALL_RESULTS, _EVAL_RESULTS = "all_results.json", "eval_results.json"  # of Trainer.save_metrics
 
 
@@ -51,7 +51,7 @@ def read_run(folder: str | Path) -> Run:
     report = next(filter(None, map(load_report, places)), None)
     if not record.log_history and report is None:
         raise ValueError(
-            f"'{folder}' holds no run: it has no logs in {RECORD_NAME} or {TRAINER_STATE_NAME}, "
+            f"'{folder}' holds no run: it has no logs in {RECORD_NAME} or {_TRAINER_STATE}, "
             f"and no {REPORT_NAME}. Pass the output_dir of a run, or one of its checkpoints."
         )
     config = next(filter(None, map(_read_config, places)), None)
@@ -60,7 +60,7 @@ def read_run(folder: str | Path) -> Run:
 
 def _reconstruct(places: Iterable[Path]) -> RunRecord:
     """Return the record of a run that kept none, from the first state of the Trainer."""
-    state = next(filter(None, (_read_optional(p / TRAINER_STATE_NAME) for p in places)), {})
+    state = next(filter(None, (_read_optional(p / _TRAINER_STATE) for p in places)), {})
     history, total_steps = state.get("log_history", []), state.get("max_steps") or None
     step = max((entry.get("step", 0) for entry in history), default=total_steps)
     return RunRecord(step, step, total_steps, log_history=history)

@@ -90,9 +90,9 @@ class Run:
     @cached_property
     def schedule(self) -> Schedule | None:
         """The planned sparsity; None if there was no plan (dense, held zeros), or it changed."""
-        config, total_steps = self.config, self.record.total_steps
-        is_planned = config is not None and config.target_sparsity is not None
-        if config is None or not is_planned or not self.record.is_plan_kept or not total_steps:
+        config = self.config
+        total_steps = self.record.total_steps if self.record.is_plan_kept else None
+        if config is None or config.target_sparsity is None or not total_steps:
             return None
         return config.build_schedule(total_steps)
 
