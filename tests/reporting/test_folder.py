@@ -7,9 +7,10 @@ from hf_cyclprune.reporting.folder import (
     read_dense_metrics,
     read_results,
     read_run,
+    report_folder,
 )
 from hf_cyclprune.reporting.run import RunRecord
-from tests.reporting.runs import CYCLICAL, make_run, save_run
+from tests.reporting.runs import CYCLICAL, make_report, make_run, save_run
 
 
 def test_a_record_comes_before_the_trainers_state(tmp_path):
@@ -33,6 +34,12 @@ def test_a_run_that_was_killed_is_read_from_its_newest_checkpoint(tmp_path):
     assert found.schedule == CYCLICAL.build_schedule(80)
     assert found.name == tmp_path.name
     assert read_run(tmp_path / "checkpoint-10").name == f"{tmp_path.name}/checkpoint-10"
+
+
+def test_a_report_alone_is_a_run_of_which_no_step_is_known(tmp_path):
+    make_report().save(tmp_path)
+    run = read_run(tmp_path)
+    assert (run.report, run.record, run.schedule) == (make_report(), RunRecord(), None)
 
 
 def test_the_results_of_an_evaluation_are_read_where_no_record_has_them(tmp_path):
@@ -63,12 +70,12 @@ def test_a_dense_run_is_one_of_the_same_task(tmp_path):
     pruned = {"eval_accuracy": 0.8, "eval_samples": 10}
     dense = write_results(tmp_path / "a", eval_accuracy=0.9, eval_f1=0.1, eval_samples=10, epoch=1)
     assert read_dense_metrics(dense, pruned) == {"eval_accuracy": 0.9, "eval_samples": 10}
-    for values, said in (
+    for values, reason in (
         ({"eval_accuracy": 0.9, "eval_samples": 11}, "other data"),
         ({"eval_f1": 0.9}, "other data"),
         ({"eval_accuracy": 0.9, "sparsity": 0.8}, "a sparsity of 80.00%"),
     ):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=reason):
             read_dense_metrics(write_results(tmp_path / "b", **values), pruned)
     with pytest.raises(ValueError, match=r"has no all_results\.json\. Pass the output_dir"):
         read_results(tmp_path / "c")
@@ -78,3 +85,26 @@ def test_a_dense_run_is_one_of_the_same_task(tmp_path):
         (tmp_path / "b" / "all_results.json").write_text(text)
         with pytest.raises(ValueError, match=reason):
             read_results(tmp_path / "b")
+
+
+@pytest.mark.parametrize("model_type", ["bert", "own"])
+def test_no_code_from_a_folder_runs(tiny_bert, tmp_path, model_type, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda question: pytest.fail("a person is asked"))
+    tiny_bert().save_pretrained(tmp_path)
+    (tmp_path / "own.py").write_text("raise SystemExit('ran')")
+    path = tmp_path / "config.json"
+    values = {**json.loads(path.read_text()), "model_type": model_type}
+    values["auto_map"] = {"AutoConfig": "own.Config", "AutoModel": "own.Model"}
+    path.write_text(json.dumps(values))
+    if model_type == "bert":
+        assert report_folder(tmp_path).num_weights == 4096
+    else:
+        with pytest.raises(ValueError, match="custom code"):
+            report_folder(tmp_path)
+
+
+def test_a_report_of_another_model_is_an_error(tiny_bert, tmp_path):
+    tiny_bert().save_pretrained(tmp_path)
+    make_report().save(tmp_path)
+    with pytest.raises(ValueError, match=r"not about the model there, .* 'x\.0\.attention.*Delete"):
+        report_folder(tmp_path)
