@@ -1,4 +1,4 @@
-"""A second reader of packed files, written from the docstrings of codec and container alone."""
+"""A second reader of packed files, written from FORMAT.md alone."""
 
 import json
 import math
@@ -11,27 +11,27 @@ DTYPES = {1: ("F32", 4), 2: ("BF16", 2), 3: ("F16", 2)}
 
 
 def read_file(path):
-    """Name in the dense file -> (dtype, shape, bytes)."""
+    """Return (dtype, shape, bytes) of each tensor, by its name in the dense file."""
     content = path.read_bytes()
     start = 8 + struct.unpack_from("<Q", content)[0]
     header = json.loads(content[8:start])
-    facts = json.loads(header.pop("__metadata__")["hf_cyclprune"])
-    assert facts["version"] == 1
-    assert facts["crc32"].keys() == header.keys()
+    metadata = json.loads(header.pop("__metadata__")["hf_cyclprune"])
+    assert metadata["version"] == 1
+    assert metadata["crc32"].keys() == header.keys()
     tensors = {}
     for key, entry in header.items():
         dtype, shape = entry["dtype"], entry["shape"]
         data = content[slice(*(start + offset for offset in entry["data_offsets"]))]
         is_packed = key.endswith(".packed")
         text = f"{key} {dtype} {'x'.join(str(size) for size in shape)}".encode()
-        assert facts["crc32"][key] == zlib.crc32(text + (data[:12] if is_packed else data))
+        assert metadata["crc32"][key] == zlib.crc32(text + (data[:12] if is_packed else data))
         name = key.removesuffix(".packed")
         tensors[name] = read_blob(data) if is_packed else (dtype, tuple(shape), data)
     return tensors
 
 
 def read_blob(blob):
-    """(dtype, shape, bytes)."""
+    """Return (dtype, shape, bytes) of the tensor in a blob."""
     magic, version, code, form, d, crc = struct.unpack_from("<4sBBBBI", blob)
     assert (magic, version, crc) == (b"HFCP", 1, zlib.crc32(blob[:8] + blob[12:]))
     n, *shape, p, e = struct.unpack_from(f"<{d + 3}Q", blob, 12)
