@@ -1,10 +1,10 @@
-"""Damage packed weights and packed files at random: each must be refused, or give the same tensor.
+"""Damage packed weights and files at random: each must be refused, or give the same tensor.
 
     python examples/fuzz_packed.py [--num 200000] [--seed 0] [--fix_crc]
 
-With --fix_crc the checksums are made to fit after the damage, as an attacker would. Then another
-tensor may come out; but no other error than PackedError, no memory beyond the tensor's size and no
-endless loop. One file is damaged for every 20 blobs.
+With --fix_crc the checksums are corrected after the damage, as an attacker would do. Then another
+tensor may come out, but there must be no error other than PackedError, no memory beyond the size of
+the tensor and no endless loop. One file is damaged for every 20 blobs.
 """
 
 import argparse
@@ -23,26 +23,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hf_cyclprune.packing import file as container
 from hf_cyclprune.packing.blob import decode, encode
 from hf_cyclprune.packing.errors import PackedError
+from hf_cyclprune.packing.file import SUFFIX, Entry, check_file, checksum, make_metadata, write_file
 
 BLOBS_PER_FILE = 20
 ODD_NUMBERS = (0, 1, 2, 7, 255, 2**16, 2**31, 2**32, 2**40, 2**62, 2**63 - 1, 2**63, 2**64 - 1)
-FACTS_AT = 12
+NUMBERS_AT = 12
 POSITIONS, EXPONENTS = -2, -1  # places of their lengths in the header
 
 
 @dataclass
 class Counts:
-    """What became of the damaged blobs and files."""
+    """The outcomes for the damaged blobs and files."""
 
     num_rejected: int = 0
     num_same: int = 0
     num_other: int = 0
     failures: list[str] = field(default_factory=list)
     peak: int = 0
-    """Most bytes that reading one took, beyond three times its size and that of its tensors."""
+    """The most bytes that a read took beyond three times the size of blob and tensors."""
     slowest: float = 0.0
 
     def __str__(self) -> str:
@@ -61,9 +61,9 @@ class Counts:
 
 def main() -> int:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--num", type=int, default=200_000, help="of damaged blobs")
+    parser.add_argument("--num", type=int, default=200_000, help="number of damaged blobs")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--fix_crc", action="store_true", help="make the checksums fit again")
+    parser.add_argument("--fix_crc", action="store_true", help="correct the checksums afterwards")
     counts = fuzz(**vars(parser.parse_args()))
     print(counts)
     return int(bool(counts.failures))
@@ -93,7 +93,7 @@ def fuzz(num: int, seed: int, fix_crc: bool) -> Counts:
 
 
 def make_weights(seed: int) -> list[Tensor]:
-    """Small ones of every form and type."""
+    """Return small weights of every form and dtype."""
     generator = torch.Generator().manual_seed(seed)
     weights = []
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
@@ -110,7 +110,7 @@ def make_weights(seed: int) -> list[Tensor]:
 
 
 def damage(draw: random.Random, content: bytes) -> bytes:
-    """One to four changes, after which it is not the same."""
+    """Return the content with one to four changes."""
     damaged = bytearray(content)
     for _ in range(draw.choice((1, 1, 1, 2, 3, 4))):
         damaged = damaged or bytearray(draw.randbytes(1))
@@ -134,26 +134,26 @@ def damage(draw: random.Random, content: bytes) -> bytes:
 
 
 def draw_deeper(draw: random.Random, damaged: bytes, intact: bytes) -> bytes:
-    """Often a change that takes more of the format to find than damaged bytes do."""
+    """Return a blob with a change in its structure, which a checksum alone would not find."""
     kind = draw.randrange(4)
     if kind == 0:
         return damaged
-    facts, sections = split(intact)
+    numbers, sections = split(intact)
     if kind == 1:
         for _ in range(draw.choice((1, 1, 2, 3))):
-            facts[draw.randrange(len(facts))] = draw_number(draw, facts)
-        return join(intact, facts, sections)
+            numbers[draw.randrange(len(numbers))] = draw_number(draw, numbers)
+        return join(intact, numbers, sections)
     place = draw.choice((POSITIONS, EXPONENTS))
     if place == POSITIONS or not sections[place] or draw.random() < 0.2:
         sections[place] = draw_stream(draw, sections[place])
     else:
         sections[place] = draw_exponents(draw, sections[place])
-    facts[place] = len(sections[place])
-    return join(intact, facts, sections)
+    numbers[place] = len(sections[place])
+    return join(intact, numbers, sections)
 
 
 def draw_exponents(draw: random.Random, coded: bytes) -> bytes:
-    """Another number of levels, values, length or stream, mostly with the lengths that fit."""
+    """Change the number of levels, a value, a length or a stream; correct most lengths."""
     num_levels, lengths_at = coded[0], 1 + 3 * coded[0]
     lengths = list(struct.unpack_from(f"<{num_levels + 1}Q", coded, lengths_at))
     ends = [lengths_at + 8 * len(lengths) + sum(lengths[: i + 1]) for i in range(len(lengths))]
@@ -180,7 +180,7 @@ def draw_exponents(draw: random.Random, coded: bytes) -> bytes:
 
 
 def draw_stream(draw: random.Random, stream: bytes) -> bytes:
-    """Another one: of damaged content, deflated or not, or of far too much."""
+    """Return a stream of damaged content, deflated or not, or of far too much content."""
     if draw.random() < 0.02:
         return deflate(bytes(draw.choice((1 << 16, 1 << 24))))
     try:
@@ -191,22 +191,22 @@ def draw_stream(draw: random.Random, stream: bytes) -> bytes:
     return changed if draw.random() < 0.2 else deflate(changed)
 
 
-def draw_number(draw: random.Random, facts: list[int]) -> int:
-    near = (draw.choice(facts) + draw.choice((-2, -1, 0, 1, 2))) % 2**64
+def draw_number(draw: random.Random, numbers: list[int]) -> int:
+    near = (draw.choice(numbers) + draw.choice((-2, -1, 0, 1, 2))) % 2**64
     return draw.choice((near, near, draw.choice(ODD_NUMBERS)))
 
 
 def split(blob: bytes) -> tuple[list[int], dict[int, bytes]]:
-    """The numbers in the header, and the sections."""
-    facts = list(struct.unpack_from(f"<{blob[7] + 3}Q", blob, FACTS_AT))
-    body = blob[FACTS_AT + 8 * len(facts) :]
-    end = facts[POSITIONS] + facts[EXPONENTS]
-    exponents = body[facts[POSITIONS] : end]
-    return facts, {POSITIONS: body[: facts[POSITIONS]], EXPONENTS: exponents, 0: body[end:]}
+    """Return the numbers in the header, and the sections."""
+    numbers = list(struct.unpack_from(f"<{blob[7] + 3}Q", blob, NUMBERS_AT))
+    body = blob[NUMBERS_AT + 8 * len(numbers) :]
+    end = numbers[POSITIONS] + numbers[EXPONENTS]
+    exponents = body[numbers[POSITIONS] : end]
+    return numbers, {POSITIONS: body[: numbers[POSITIONS]], EXPONENTS: exponents, 0: body[end:]}
 
 
-def join(blob: bytes, facts: list[int], sections: dict[int, bytes]) -> bytes:
-    head = blob[:FACTS_AT] + struct.pack(f"<{len(facts)}Q", *facts)
+def join(blob: bytes, numbers: list[int], sections: dict[int, bytes]) -> bytes:
+    head = blob[:NUMBERS_AT] + struct.pack(f"<{len(numbers)}Q", *numbers)
     return head + sections[POSITIONS] + sections[EXPONENTS] + sections[0]
 
 
@@ -216,27 +216,27 @@ def deflate(content: bytes) -> bytes:
 
 
 def seal(blob: bytes) -> bytes:
-    """With the checksum that fits."""
-    if len(blob) < FACTS_AT:
+    """Return the blob with the right checksum."""
+    if len(blob) < NUMBERS_AT:
         return blob
     crc = zlib.crc32(blob[12:], zlib.crc32(blob[:8]))
     return blob[:8] + crc.to_bytes(4, "little") + blob[12:]
 
 
 def damaged_file(draw: random.Random, path: Path, blobs: list[bytes], fix_crc: bool) -> bytes:
-    """Of a packed file with three weights; with `fix_crc`, of its weights and its header."""
+    """Return a damaged packed file; `fix_crc` corrects the checksums of weights and file."""
     if fix_crc and draw.random() < 0.7:
         place = draw.randrange(len(blobs))
         blobs[place] = seal(draw_deeper(draw, damage(draw, blobs[place]), blobs[place]))
     entries = []
     checksums = {}
     for i, blob in enumerate(blobs):
-        name = f"layer.{i}.weight{container.SUFFIX}"
+        name = f"layer.{i}.weight{SUFFIX}"
         tensor = torch.tensor(np.frombuffer(blob, np.uint8))
-        checksums[name] = container.checksum(name, tensor)
+        checksums[name] = checksum(name, tensor)
         shape = tuple(tensor.shape)
-        entries.append(container.Entry(name, torch.uint8, shape, lambda blob=blob: blob))
-    container.write_file(path, entries, container.make_metadata(checksums))
+        entries.append(Entry(name, torch.uint8, shape, lambda tensor=tensor: tensor))
+    write_file(path, entries, make_metadata(checksums))
     content = path.read_bytes()
     if not fix_crc:
         return damage(draw, content)
@@ -250,13 +250,13 @@ def damaged_file(draw: random.Random, path: Path, blobs: list[bytes], fix_crc: b
 
 
 def draw_header(draw: random.Random, header: dict) -> dict:
-    """Another value somewhere in it."""
+    """Change one value in the header of a file."""
     values = (None, [], {}, "", "x", True, 0, 1, -1, 2**31, 2**63, 2**64, [2**63], 0.5)
     name = draw.choice(list(header))
     if name == "__metadata__":
-        facts = json.loads(header[name]["hf_cyclprune"])
-        facts[draw.choice(list(facts))] = draw.choice(values)
-        header[name]["hf_cyclprune"] = json.dumps(facts)
+        entry = json.loads(header[name]["hf_cyclprune"])
+        entry[draw.choice(list(entry))] = draw.choice(values)
+        header[name]["hf_cyclprune"] = json.dumps(entry)
     else:
         header[name][draw.choice(list(header[name]))] = draw.choice(values)
     return header
@@ -265,7 +265,7 @@ def draw_header(draw: random.Random, header: dict) -> dict:
 def read_and_count(
     counts: Counts, blob: bytes, weight: Tensor, knows_shape: bool, fix_crc: bool
 ) -> None:
-    options = {"shape": weight.shape} if knows_shape else {"most": weight.numel()}
+    options = {"shape": weight.shape} if knows_shape else {"max_size": weight.numel()}
     array = np.frombuffer(blob, np.uint8)
     expected = {"w": weight}
     allowed = 3 * (len(blob) + weight.nbytes)
@@ -276,15 +276,13 @@ def read_file_and_count(
     counts: Counts, path: Path, weights: dict[str, Tensor], fix_crc: bool
 ) -> None:
     def read() -> dict[str, Tensor]:
-        names = container.check_file(path)
+        tensors = check_file(path)
         return {
-            name.removesuffix(container.SUFFIX): decode(
-                container.read_tensor(path, name).numpy(), name, most=most
-            )
-            for name in names
+            name.removesuffix(SUFFIX): decode(tensor.numpy(), name, max_size=max_size)
+            for name, tensor in tensors.items()
         }
 
-    most = max(weight.numel() for weight in weights.values())
+    max_size = max(weight.numel() for weight in weights.values())
     size = sum(weight.nbytes for weight in weights.values()) + path.stat().st_size
     measure(counts, read, weights, 3 * size, fix_crc)
 

@@ -74,15 +74,15 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         make(folder, options.num_layers)
-        for what in ("dense", "packed"):
-            if what == "packed":
+        for name in ("dense", "packed"):
+            if name == "packed":
                 print(f"{'':<26}peak GB of anonymous memory")
                 for step in STEPS:
                     argv = [sys.executable, __file__, "--step", step, "--folder", folder]
                     done = subprocess.run(argv, capture_output=True, text=True, check=True)
                     print(f"{step:<26}{done.stdout.strip().splitlines()[-1]}", flush=True)
-            files = Path(folder, what).glob("*.safetensors")
-            print(f"{what}: {sum(file.stat().st_size for file in files) / 1e9:.3f} GB", flush=True)
+            files = Path(folder, name).glob("*.safetensors")
+            print(f"{name}: {sum(file.stat().st_size for file in files) / 1e9:.3f} GB", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How small packed checkpoints are, beside what information theory allows, and how fast they load.
+"""Sizes of packed checkpoints beside their entropy, and the times to pack and load them.
 
     pip install "hf_cyclprune[demo]" zstandard
     python examples/packed_sizes.py [--no_base] [--repeats 5]
@@ -12,7 +12,7 @@ layer:
   dense weights through zstandard, level 3 (left out where it is not installed).
 
 Then the whole files, also of a randomly initialised model of BERT-base's shape, and the seconds to
-pack, to load packed and to load dense with every page touched; medians of interleaved repeats.
+pack, to load packed and to load dense with every page touched: medians of interleaved repeats.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def bits_of(weight: torch.Tensor) -> np.ndarray:
 
 
 def reference_bits(weight: torch.Tensor, is_2_of_4: bool) -> float:
-    """Of a whole weight."""
+    """Return the entropy of a weight in the format's model, in bits."""
     bits = bits_of(weight)
     kept = bits[bits != 0]
     width = 8 * weight.element_size()
@@ -87,7 +87,7 @@ def bits_table(name: str) -> None:
 
 
 def load_pruned(source: Path, config: PruningConfig, dtype: torch.dtype) -> torch.nn.Module:
-    """Pruned in fp32, then rounded, as a user would who trains in fp32."""
+    """Return the model pruned in fp32 and then rounded, as after training in fp32."""
     model = AutoModel.from_pretrained(source, dtype=torch.float32)
     prune_(model, config)
     return model.to(dtype)
@@ -106,7 +106,7 @@ def files_table(name: str, source: Path, folder: Path, repeats: int) -> None:
     print(f"\n{name:<20}{columns}")
     for kind, dtype in DTYPES.items():
         for label in ("80%", "90%", "2:4"):
-            dense, packed = (folder / f"{name}-{kind}-{label}-{what}" for what in ("d", "p"))
+            dense, packed = (folder / f"{name}-{kind}-{label}-{end}" for end in ("dense", "packed"))
             load_pruned(source, CONFIGS[label], dtype).save_pretrained(dense)
             start = time.perf_counter()
             pack(dense, packed)

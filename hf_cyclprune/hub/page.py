@@ -19,7 +19,7 @@ from hf_cyclprune.card.facts import Card
 from hf_cyclprune.config import CONFIG_NAME
 from hf_cyclprune.hub.errors import HUB_ERRORS
 from hf_cyclprune.packing.folder import pack
-from hf_cyclprune.packing.manifest import METHOD, dense_files, read_config
+from hf_cyclprune.packing.manifest import QUANT_METHOD, dense_files, read_config
 from hf_cyclprune.reporting.report import REPORT_NAME
 from hf_cyclprune.reporting.run import RECORD_NAME
 
@@ -160,7 +160,7 @@ def _is_packed(folder: Path) -> bool:
         config = read_config(folder)
     except ValueError:
         return False
-    return dict(config.get("quantization_config") or {}).get("quant_method") == METHOD
+    return dict(config.get("quantization_config") or {}).get("quant_method") == QUANT_METHOD
 
 
 def write_facts(folder: str | Path, facts: Card) -> None:

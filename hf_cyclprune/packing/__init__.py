@@ -1,1 +1,1 @@
-"""What a run or a model leaves on disk."""
+"""The packed format: a folder with the same model in less space, bit for bit."""

@@ -1,11 +1,11 @@
-"""What is raised for a packed checkpoint that cannot be read."""
+"""The error that every reader of packed files raises."""
 
 
 class PackedError(ValueError):
-    """A packed checkpoint that is damaged, of another model or of a newer format."""
+    """A packed file is damaged, belongs to another model or has a newer format."""
 
 
 def check(is_right: bool, message: str) -> None:
-    """Raise a PackedError with the message unless it is right."""
+    """Raise a PackedError with this message unless `is_right`."""
     if not is_right:
         raise PackedError(message)

@@ -1,29 +1,25 @@
-"""Safetensors files, written tensor by tensor and read with every byte checked.
+"""Packed safetensors files, written tensor by tensor and read with every byte checked.
 
-A packed file is a safetensors file: a packed weight NAME is the blob of `codec` as the uint8
-tensor `NAME.packed`, every other tensor is stored as it is. Its metadata holds, under
-"hf_cyclprune", JSON:
-
-    {"version": 1, "crc32": {KEY: checksum, ..}}
-
-with KEY the name in the file and, for a tensor that is stored as it is, the crc32 of
-"KEY DTYPE SHAPE" in ASCII and then of its bytes (DTYPE as safetensors writes it, SHAPE as 2x3); for
-a blob the same, of its first 12 bytes only, which hold its own checksum.
+FORMAT.md specifies what they hold: blobs, plain tensors and a checksum of each.
 """
 
 import json
-import os
+import math
+import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
+from typing import IO, Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from hf_cyclprune.files import whole_file
+from hf_cyclprune.packing.blob import encode
 from hf_cyclprune.packing.errors import PackedError
 
 FORMAT_VERSION = 1
@@ -53,133 +49,147 @@ _ORDER = {dtype: place for place, dtype in enumerate(_DTYPE_NAMES)}
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor that will be written: what the header says of it, and how to get it."""
+    """A tensor to be written: what the header says about it, and how to get it."""
 
     name: str
     dtype: torch.dtype
     shape: tuple[int, ...]
-    read: Callable[[], Any]
-    """Its bytes."""
-
-    @property
-    def num_bytes(self) -> int:
-        return torch.Size(self.shape).numel() * self.dtype.itemsize
+    read: Callable[[], Tensor]
 
 
 def write_file(path: Path, entries: Iterable[Entry], metadata: dict[str, str]) -> None:
-    """A safetensors file with one tensor after the other in memory; whole, or not there."""
+    """Write a whole safetensors file with one tensor in memory at a time."""
     ordered = sorted(entries, key=lambda e: (-_ORDER[e.dtype], e.name))  # keeps them aligned
     header: dict[str, Any] = {"__metadata__": metadata}
-    offset = 0
+    start = 0
     for entry in ordered:
-        end = offset + entry.num_bytes
+        end = start + math.prod(entry.shape) * entry.dtype.itemsize
         header[entry.name] = {
             "dtype": _DTYPE_NAMES[entry.dtype],
             "shape": list(entry.shape),
-            "data_offsets": [offset, end],
+            "data_offsets": [start, end],
         }
-        offset = end
+        start = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _ALIGNMENT)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            for entry in ordered:
-                file.write(entry.read())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path) as temporary, temporary.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for entry in ordered:
+            file.write(to_bytes(entry.read()))
 
 
-def to_bytes(tensor: Tensor) -> Any:
-    """The tensor's bytes in order, not copied where they are already on the CPU.  # uint8"""
+def pack_file(source: Path, target: Path, dtype: torch.dtype | None) -> list[str]:
+    """Write a safetensors file with the weights of `source` packed, in another dtype if not None.
+
+    Returns:
+        The names in the new file.
+
+    Raises:
+        ValueError: A tensor has a name or a dtype that a packed file cannot hold.
+    """
+    entries: list[Entry] = []
+    checksums: dict[str, int] = {}
+    with tempfile.TemporaryFile(dir=target.parent) as blobs:  # their sizes come first in the file
+        for name in list_names(source):
+            tensor = _read_as(source, name, dtype)
+            if name.endswith(SUFFIX) or tensor.dtype not in _DTYPE_NAMES:
+                raise ValueError(
+                    f"A packed file cannot hold the tensor '{name}' ({tensor.dtype}): names must "
+                    f"not end in {SUFFIX}, and safetensors must know the dtype. Leave this model "
+                    "dense."
+                )
+            blob = encode(tensor) if tensor.ndim > 1 else None
+            read = partial(_read_as, source, name, dtype)
+            if blob is not None:
+                name, tensor = name + SUFFIX, torch.tensor(blob)
+                read = partial(_read_blob, blobs, blobs.tell(), blob.size)
+                blobs.write(blob.data)
+            checksums[name] = checksum(name, tensor)
+            entries.append(Entry(name, tensor.dtype, tuple(tensor.shape), read))
+        write_file(target, entries, make_metadata(checksums, read_metadata(source)))
+    return [entry.name for entry in entries]
+
+
+def _read_as(path: Path, name: str, dtype: torch.dtype | None) -> Tensor:
+    tensor = read_tensor(path, name)
+    return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+
+
+def _read_blob(file: IO[bytes], start: int, size: int) -> Tensor:
+    file.seek(start)
+    return torch.tensor(np.frombuffer(file.read(size), np.uint8))
+
+
+def to_bytes(tensor: Tensor) -> bytes | memoryview:
+    """Return the bytes of a tensor in order, without a copy where they are on the CPU already."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().data if flat.numel() else b""
 
 
 def checksum(name: str, tensor: Tensor) -> int:
-    """Of a tensor under its name in a packed file."""
+    """Return the checksum of a tensor under its name in a packed file."""
     shape = "x".join(map(str, tensor.shape))
     start = zlib.crc32(f"{name} {_DTYPE_NAMES[tensor.dtype]} {shape}".encode())
     return zlib.crc32(to_bytes(tensor[:12] if name.endswith(SUFFIX) else tensor), start)
 
 
-def check_packable(name: str, tensor: Tensor) -> None:
-    """Raise a ValueError if a packed file cannot hold the tensor under its name."""
-    if name.endswith(SUFFIX) or tensor.dtype not in _DTYPE_NAMES:
-        raise ValueError(
-            f"tensors must have a type of safetensors and no name in {SUFFIX}; got '{name}' "
-            f"({tensor.dtype}). Leave this model dense."
-        )
-
-
 def make_metadata(
-    checksums: dict[str, int], others: Mapping[str, str] = MappingProxyType({})
+    checksums: Mapping[str, int], others: Mapping[str, str] | None = None
 ) -> dict[str, str]:
-    """The metadata of a packed file; `others` are those of the dense one."""
-    facts = json.dumps({"version": FORMAT_VERSION, "crc32": checksums}, sort_keys=True)
-    return {"format": "pt", **others, _KEY: facts}
+    """Return the metadata of a packed file; `others` are those of the dense one."""
+    header = json.dumps({"version": FORMAT_VERSION, "crc32": checksums}, sort_keys=True)
+    return {"format": "pt", **(others or {}), _KEY: header}
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The metadata of a safetensors file, but for ours.
-
-    Raises:
-        PackedError: it cannot be read.
-    """
+    """Return the metadata of a safetensors file without the entry of a packed one."""
     with _opened(path) as file:
-        metadata: dict[str, str] = file.metadata() or {}
-    return {key: value for key, value in metadata.items() if key != _KEY}
+        metadata = sorted((file.metadata() or {}).items())  # safetensors gives them in random order
+    return {key: value for key, value in metadata if key != _KEY}
 
 
 def list_names(path: Path) -> list[str]:
-    """The tensors' names in a safetensors file.
-
-    Raises:
-        PackedError: it cannot be read.
-    """
+    """Return the names of the tensors in a safetensors file."""
     with _opened(path) as file:
         return list(file.keys())
 
 
 def read_tensor(path: Path, name: str) -> Tensor:
-    """One tensor of a safetensors file.
+    """Return one tensor of a safetensors file.
 
     Raises:
-        PackedError: it is not there, or cannot be read.
+        PackedError: The tensor is missing, or cannot be read.
     """
     with _opened(path) as file:
         return _get_tensor(file, path, name)
 
 
 def check_file(path: Path) -> dict[str, Tensor]:
-    """The tensors in a packed file under their names there, mapped into memory rather than copied.
+    """Check a packed file, and return its tensors under their names there.
 
-    All is checked but what is in the blobs.
+    They are mapped into memory rather than copied. The content of blobs is left to `decode`.
 
     Raises:
-        PackedError: names the file and the tensor.
+        PackedError: The file or a tensor is damaged; the error names them.
     """
     with _opened(path) as file:
         checksums = _read_checksums(path, file.metadata() or {})
         names = list(file.keys())
-        odd = sorted(set(names) ^ checksums.keys())
-        if odd:
+        if differing := sorted(set(names) ^ checksums.keys()):
             raise PackedError(
-                f"{path} must hold the tensors that it lists; got a difference at '{odd[0]}'. "
-                "Get the file again."
+                f"{path} does not hold the tensors that its header lists: '{differing[0]}' is "
+                "missing or added. Download the file again."
             )
         tensors = {name: _get_tensor(file, path, name) for name in names}
-        for name, tensor in tensors.items():
-            is_known = tensor.dtype in _DTYPE_NAMES and (
-                not name.endswith(SUFFIX) or (tensor.dtype == torch.uint8 and tensor.ndim == 1)
+    for name, tensor in tensors.items():
+        is_known = tensor.dtype in _DTYPE_NAMES and (
+            not name.endswith(SUFFIX) or (tensor.dtype == torch.uint8 and tensor.ndim == 1)
+        )
+        if not is_known or checksum(name, tensor) != checksums[name]:
+            raise PackedError(
+                f"The tensor '{name}' in {path} is damaged: its checksum does not match. "
+                "Download the file again."
             )
-            if not is_known or checksum(name, tensor) != checksums[name]:
-                raise PackedError(
-                    f"the tensor '{name}' in {path} must have its checksum; got another. Get the "
-                    "file again."
-                )
     return tensors
 
 
@@ -193,17 +203,17 @@ def _get_tensor(file: Any, path: Path, name: str) -> Tensor:
 
 def _read_checksums(path: Path, metadata: dict[str, str]) -> dict[str, int]:
     try:
-        facts = json.loads(metadata[_KEY])
-        version, checksums = facts["version"], dict(facts["crc32"])
+        header = json.loads(metadata[_KEY])
+        version, checksums = header["version"], dict(header["crc32"])
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise PackedError(
-            f"{path} must be a packed file of hf_cyclprune; got no readable header ({error!r}). "
-            "Get the file again."
+            f"{path} is not a packed file of hf_cyclprune, or its header is damaged ({error!r}). "
+            "Download the file again."
         ) from error
     if version != FORMAT_VERSION:
         raise PackedError(
-            f"{path} must have format version {FORMAT_VERSION}; got {version}. Install a newer "
-            "hf_cyclprune."
+            f"{path} has format version {version}, and this reader knows {FORMAT_VERSION}. "
+            "Install a newer hf_cyclprune."
         )
     return checksums
 
@@ -213,5 +223,5 @@ def _opened(path: Path) -> Any:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
         raise PackedError(
-            f"{path} must be a safetensors file; got: {error}. Get the file again."
+            f"{path} cannot be read as a safetensors file: {error}. Download the file again."
         ) from error

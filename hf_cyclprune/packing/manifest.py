@@ -1,150 +1,132 @@
-"""What config.json of a packed folder says, and the names that must be there."""
+"""The entry of a packed model in config.json, and the files with weights in a folder."""
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hf_cyclprune.files import read_json, write_json
 from hf_cyclprune.packing.errors import PackedError
 
-METHOD = "hf_cyclprune"
+QUANT_METHOD = "hf_cyclprune"
 VERSION = 1
 DENSE = "model.safetensors"
 PACKED = "model.sparse.safetensors"
 INDEX = ".index.json"
+CONFIG = "config.json"
+_DTYPES = (None, "float32", "bfloat16", "float16", "float64")
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """The entry "quantization_config": how from_pretrained knows a packed model."""
+    """The entry "quantization_config", by which from_pretrained recognizes a packed model."""
 
     weights: str
-    """The file with the weights, or the index of its shards."""
+    """The name of the file with the weights, or of the index of its shards."""
     tensors: tuple[str, ...]
-    """Names of all tensors, packed or not."""
+    """The names of all tensors, packed or not."""
     dtype: str | None = None
-    """Of the floating-point tensors, for models whose config does not say."""
+    """The dtype of the floating-point tensors, for models whose config does not have it."""
 
     def to_dict(self) -> dict[str, Any]:
-        names = sorted(self.tensors)
+        """Return the entry."""
         return {
-            "quant_method": METHOD,
+            "quant_method": QUANT_METHOD,
             "version": VERSION,
             "weights": self.weights,
             "dtype": self.dtype,
-            "tensors": names,
+            "tensors": sorted(self.tensors),
         }
 
     @classmethod
-    def from_dict(cls, values: Any, folder: Any) -> "Manifest":
-        """Raises a PackedError unless the values are those of a packed model of this version."""
-        if not isinstance(values, Mapping) or values.get("quant_method") != METHOD:
-            raise PackedError(
-                f"config.json must be that of a packed model; got '{folder}' without it. Pack it "
-                "first."
-            )
+    def from_dict(cls, values: object, folder: str | Path) -> "Manifest":
+        """Check the entry in the config.json of `folder`.
+
+        Raises:
+            PackedError: It is missing, damaged or of a newer version.
+        """
+        if not isinstance(values, Mapping) or values.get("quant_method") != QUANT_METHOD:
+            raise PackedError(f"The model in {folder} is not packed. Pack it first.")
         if values.get("version") != VERSION:
             raise PackedError(
-                f"config.json in {folder} must have format version {VERSION}; got "
-                f"{values.get('version')!r}. Install a newer hf_cyclprune."
+                f"config.json in {folder} has format version {values.get('version')!r}, and this "
+                f"reader knows {VERSION}. Install a newer hf_cyclprune."
             )
-        names = values.get("tensors")
-        has_names = isinstance(names, list) and all(isinstance(name, str) for name in names)
-        dtype = values.get("dtype")
-        has_names &= dtype in (None, "float32", "bfloat16", "float16", "float64")
-        if values.get("weights") not in (PACKED, PACKED + INDEX) or not has_names:
+        weights, names, dtype = (values.get(key) for key in ("weights", "tensors", "dtype"))
+        is_intact = weights in (PACKED, PACKED + INDEX) and dtype in _DTYPES
+        if not is_intact or not isinstance(names, list) or {*map(type, names)} - {str}:
             raise PackedError(
-                f"config.json in {folder} must name the weights, their dtype and the tensors; got "
-                f"{values.get('weights')!r}. Get the folder again."
+                f"config.json in {folder} is damaged: its quantization_config must name the file "
+                f"of the weights ({weights!r}), their dtype ({dtype!r}) and all tensors. "
+                "Download the folder again."
             )
-        return cls(values["weights"], tuple(names or ()), dtype)
+        return cls(str(weights), tuple(names), dtype)
 
-    def check_names(self, folder: Any, found: Iterable[str]) -> None:
+    def check_names(self, folder: str | Path, found: Iterable[str]) -> None:
         """Raise a PackedError unless each of the tensors was found once, and no other."""
         counts = Counter(found)
-        twice = {name for name, count in counts.items() if count > 1}
-        odd = sorted(twice or counts.keys() ^ set(self.tensors))
-        if odd:
-            what = "twice" if twice else "missing" if odd[0] in self.tensors else "unlisted"
+        repeated = {name for name, count in counts.items() if count > 1}
+        for name in sorted(repeated or counts.keys() ^ set(self.tensors)):
+            missing = "missing" if name in self.tensors else "not listed"
             raise PackedError(
-                f"{folder} must hold each tensor that its config.json lists once, and no other; "
-                f"got '{odd[0]}' {what}. Get the folder again."
+                f"{folder} does not hold the tensors that its config.json lists: '{name}' is "
+                f"{'there twice' if repeated else missing}. Download the folder again."
             )
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """config.json.
+    """Return the content of config.json.
 
     Raises:
-        ValueError: there is none, or it is not an object.
+        ValueError: It is missing or damaged.
     """
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        config = error
-    if not isinstance(config, dict):
-        raise ValueError(
-            f"the folder must hold a model's config.json; got '{folder}' without a readable one. "
-            "Pass a folder that save_pretrained or pack wrote."
-        )
-    return config
-
-
-def write_config(folder: Path, config: dict[str, Any]) -> None:
-    """As save_pretrained writes it."""
-    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-    (folder / "config.json").write_text(text, encoding="utf-8")
+        return read_json(folder / CONFIG, "Pass a folder that holds a saved model.")
+    except FileNotFoundError as error:
+        raise ValueError(str(error)) from error
 
 
 def list_files(folder: Path, weights: str) -> list[Path]:
-    """The safetensors files that a file of weights or an index stands for.
+    """Return the safetensors files of a model.
+
+    Args:
+        folder: The folder with the model.
+        weights: The name of the file with the weights, or of the index of its shards.
 
     Raises:
-        ValueError: the index cannot be read.
+        PackedError: The index is missing or damaged.
     """
     if not weights.endswith(INDEX):
         return [folder / weights]
     try:
-        index = json.loads((folder / weights).read_text(encoding="utf-8"))
+        index = read_json(folder / weights, "Download the folder again.")
         names = {Path(file).name for file in index["weight_map"].values()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError) as error:
+        raise PackedError(str(error)) from error
+    except (KeyError, TypeError, AttributeError) as error:
         raise PackedError(
-            f"{folder / weights} must be an index of weights; got: {error!r}. Get it again."
+            f"{weights} in '{folder}' is not an index of weights ({error!r}). "
+            "Download the folder again."
         ) from error
     return [folder / name for name in sorted(names)]
 
 
-def read_index_metadata(path: Path) -> Any:
-    """What an index says beside the files, such as the size; {} where there is no index."""
-    if not path.is_file():
-        return {}
-    return json.loads(path.read_text(encoding="utf-8")).get("metadata", {})
-
-
-def write_index(path: Path, files: Mapping[str, str], metadata: Any) -> None:
-    """The index of a sharded model.
-
-    Args:
-        path: the index file.
-        files: name of a tensor -> name of its file.
-        metadata: what the index of the model had before.
-    """
-    index = {"metadata": metadata, "weight_map": files}
-    path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+def write_index(path: Path, old: Path, files: Mapping[str, str]) -> None:
+    """Write an index with the metadata of the `old` one and the name of the file of each tensor."""
+    metadata = read_json(old).get("metadata", {})
+    write_json(path, {"metadata": metadata, "weight_map": files}, sort_keys=True)
 
 
 def dense_files(folder: Path) -> list[Path]:
-    """The safetensors files of a dense model.
+    """Return the safetensors files of a dense model.
 
     Raises:
-        ValueError: there are none.
+        ValueError: There are none.
     """
     for weights in (DENSE, DENSE + INDEX):
         if (folder / weights).is_file():
             return list_files(folder, weights)
     raise ValueError(
-        f"the folder must hold {DENSE}; got '{folder}' without it. Pass a model saved as "
-        "safetensors."
+        f"There is no {DENSE} in '{folder}'. Pass a folder with a model saved as safetensors."
     )

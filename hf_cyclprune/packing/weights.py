@@ -1,6 +1,7 @@
 """The weights in a folder, dense or packed, one at a time."""
 
 import zlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import transformers
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
-from hf_cyclprune.packing.blob import decode, read_head
+from hf_cyclprune.packing.blob import Head, decode, read_head
+from hf_cyclprune.packing.entropy import Bytes
 from hf_cyclprune.packing.file import (
     SUFFIX,
     Entry,
@@ -19,90 +21,97 @@ from hf_cyclprune.packing.file import (
     read_tensor,
     to_bytes,
 )
-from hf_cyclprune.packing.manifest import METHOD, Manifest, dense_files, list_files, read_config
+from hf_cyclprune.packing.manifest import (
+    QUANT_METHOD,
+    Manifest,
+    dense_files,
+    list_files,
+    read_config,
+)
 
 
 class DenseWeights:
-    """The tensors in plain safetensors."""
+    """The tensors in the safetensors files of a dense model."""
 
     def __init__(self, folder: Path) -> None:
         self._files = {name: file for file in dense_files(folder) for name in list_names(file)}
-
-    @property
-    def names(self) -> set[str]:
-        return set(self._files)
+        self.names = set(self._files)
 
     def read(self, name: str) -> Tensor:
+        """Return one tensor."""
         return read_tensor(self._files[name], name)
 
 
 class PackedWeights:
-    """The tensors of a packed folder, under the names of the dense one.
+    """The tensors of a packed model, under the names of the dense one.
 
     Raises:
-        PackedError: a file is damaged, or tensors are missing, unlisted or there twice.
+        PackedError: A file is damaged, or tensors are missing, not listed or there twice.
     """
 
     def __init__(self, folder: Path) -> None:
-        facts = Manifest.from_dict(read_config(folder).get("quantization_config"), folder)
+        manifest = Manifest.from_dict(read_config(folder).get("quantization_config"), folder)
         found: list[str] = []
-        self._files: dict[str, Path] = {}
-        """Name in the file -> file."""
-        for path in list_files(folder, facts.weights):
+        self._files: dict[str, Path] = {}  # by the name in the file
+        for path in list_files(folder, manifest.weights):
             names = list(check_file(path))
             self._files |= dict.fromkeys(names, path)
             found += [name.removesuffix(SUFFIX) for name in names]
-        facts.check_names(folder, found)
+        manifest.check_names(folder, found)
         self.names = set(found)
-        self._most = count_weights(AutoConfig.from_pretrained(folder))
+        self._max_size = count_weights(AutoConfig.from_pretrained(folder))
 
     def by_file(self) -> dict[str, list[str]]:
-        """File name -> names of its tensors."""
+        """Return the names of the tensors in each file."""
         files: dict[str, list[str]] = {}
         for name, path in self._files.items():
             files.setdefault(path.name, []).append(name.removesuffix(SUFFIX))
         return files
 
     def read(self, name: str) -> Tensor:
-        """One tensor.
+        """Return one tensor.
 
         Raises:
-            PackedError: it is damaged.
+            PackedError: It is damaged.
         """
         blob = self._blob(name)
         if blob is None:
             return read_tensor(self._files[name], name)
-        return decode(blob, name, most=self._most)
+        return decode(blob, name, max_size=self._max_size)
 
     def entry(self, name: str) -> Entry:
-        """For a dense file."""
+        """Return one tensor as the entry of a dense file, which reads it again to write it."""
         blob = self._blob(name)
-        what: Any = self.read(name) if blob is None else read_head(blob, name, most=self._most)
-        return Entry(name, what.dtype, tuple(what.shape), lambda: to_bytes(self.read(name)))
+        head: Tensor | Head = (
+            self.read(name) if blob is None else read_head(blob, name, max_size=self._max_size)
+        )
+        return Entry(name, head.dtype, tuple(head.shape), partial(self.read, name))
 
-    def _blob(self, name: str) -> Any:
-        """None if the tensor is stored as it is."""
+    def _blob(self, name: str) -> Bytes | None:
         path = self._files.get(name + SUFFIX)
         return None if path is None else read_tensor(path, name + SUFFIX).numpy()
 
 
 def open_weights(folder: str | Path) -> DenseWeights | PackedWeights:
-    """The weights in a folder.
+    """Return the weights in a folder.
 
     Raises:
-        ValueError: it holds no model.
+        ValueError: It holds no model, or a damaged one.
     """
     folder = Path(folder)
-    facts = read_config(folder).get("quantization_config")
-    is_packed = isinstance(facts, dict) and facts.get("quant_method") == METHOD
+    entry = read_config(folder).get("quantization_config")
+    is_packed = isinstance(entry, dict) and entry.get("quant_method") == QUANT_METHOD
     return PackedWeights(folder) if is_packed else DenseWeights(folder)
 
 
 def verify(a: str | Path, b: str | Path) -> str | None:
-    """The first difference between the weights in two folders, dense or packed; None if the same.
+    """Describe the first difference between the weights in two folders, dense or packed.
+
+    Returns:
+        One line, or None if all tensors are the same bit by bit.
 
     Raises:
-        ValueError: a folder without a model, or with a damaged one.
+        ValueError: A folder holds no model, or a damaged one.
     """
     first, second = open_weights(a), open_weights(b)
     for name in sorted(first.names ^ second.names):
@@ -111,22 +120,22 @@ def verify(a: str | Path, b: str | Path) -> str | None:
         x, y = first.read(name), second.read(name)
         if x.dtype != y.dtype or x.shape != y.shape:
             return f"'{name}' is {_describe(x)} in {a} and {_describe(y)} in {b}"
-        place = _first_difference(x, y)
-        if place is not None:
-            return f"'{name}' differs{place}"
+        difference = _first_difference(x, y)
+        if difference is not None:
+            return f"'{name}' differs{difference}"
     return None
 
 
 def fingerprint(folder: str | Path) -> int:
-    """crc32 of a dense model's names and tensors, however they are spread over files.
+    """Return the crc32 of a dense model's names and tensors, however it is sharded.
 
     Raises:
-        ValueError: the folder holds no dense model, or a damaged one.
+        ValueError: The folder holds no dense model, or a damaged one.
     """
-    weights, checksum = DenseWeights(Path(folder)), 0
+    weights, crc = DenseWeights(Path(folder)), 0
     for name in sorted(weights.names):
-        checksum = zlib.crc32(to_bytes(weights.read(name)), zlib.crc32(name.encode(), checksum))
-    return checksum
+        crc = zlib.crc32(to_bytes(weights.read(name)), zlib.crc32(name.encode(), crc))
+    return crc
 
 
 def _describe(tensor: Tensor) -> str:
@@ -145,7 +154,7 @@ def _first_difference(x: Tensor, y: Tensor) -> str | None:
 
 
 def model_class(config: PretrainedConfig) -> Any:
-    """The class that saved a model; AutoModel if it is not one of transformers."""
+    """Return the class that saved a model, or AutoModel if it is not a class of transformers."""
     for name in config.architectures or []:
         cls = getattr(transformers, str(name), None)
         if isinstance(cls, type) and issubclass(cls, PreTrainedModel):
@@ -154,9 +163,8 @@ def model_class(config: PretrainedConfig) -> Any:
 
 
 def count_weights(config: PretrainedConfig) -> int:
-    """Elements in all tensors of the model that a config describes, without their memory."""
-    cls: Any = model_class(config)
-    auto: Any = AutoModel
+    """Return the number of elements in all tensors of a model, without the memory for them."""
+    cls = model_class(config)
     with torch.device("meta"):
-        model = cls.from_config(config) if cls is auto else cls(config)
+        model = cls.from_config(config) if issubclass(cls, AutoModel) else cls(config)
     return sum(tensor.numel() for tensor in model.state_dict().values())

@@ -41,7 +41,7 @@ def normal(*shape, dtype=torch.float32, seed=0):
 
 
 def prune(weight, sparsity):
-    """The smallest to +0.0."""
+    """Set the smallest elements to +0.0."""
     flat = weight.clone().reshape(-1)
     flat[flat.abs().float().argsort()[: round(sparsity * flat.numel())]] = 0
     return flat.reshape(weight.shape)
@@ -54,7 +54,7 @@ def prune_2_of_4(weight):
 
 
 def assert_round_trip(tensor):
-    """Encode, decode with both readers; return the blob."""
+    """Encode the tensor, decode it with both readers, and return the blob."""
     blob = encode(tensor)
     assert blob is not None
     assert blob.dtype == np.uint8
@@ -208,7 +208,7 @@ def test_gaps_around_multiples_of_the_skip_come_back(gap, tail):
 
 @pytest.mark.parametrize("num_skips", [-1, 0, 1])
 def test_skips_across_the_border_of_a_chunk_come_back(num_skips):
-    """2^17 bytes of gaps end in the middle of a run of 255s, and an element follows it."""
+    """The first 2^17 bytes of gaps end in a run of 255s, and an element follows the run."""
     size = CHUNK - 200 + num_skips
     weight = torch.zeros(size + 255 * 400 + 1)
     weight[:size] = normal(size).abs() + 1
@@ -230,7 +230,7 @@ def test_any_number_of_distinct_exponents_comes_back(num_values, extra, dtype):
 
 
 def levels_of(blob, shape):
-    """Number of levels, and the lengths of their streams and of the last one."""
+    """Return the number of levels and the lengths of all streams."""
     coded = read_head(blob, "w", shape).exponents
     return coded[0], struct.unpack_from(f"<{coded[0] + 1}Q", coded, 1 + 3 * coded[0])
 
@@ -238,7 +238,7 @@ def levels_of(blob, shape):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("share", [0.001, 0.01, 0.02, 0.06, 0.099, 0.11, 0.3])
 def test_exponents_left_to_later_levels_come_back(share, dtype):
-    """Around the shares where another loop of numpy finds them, in three chunks."""
+    """The weight takes three chunks, and the shares left vary from few to many."""
     size = 2 * CHUNK + 13
     generator = np.random.default_rng(0)
     values = 2.0 ** generator.integers(0, 3, size)
@@ -271,7 +271,7 @@ def test_a_stream_is_deflated_where_that_saves_a_tenth(shares, is_deflated):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_levels_end_where_a_thirty_second_is_left(dtype):
-    """Three values take half of what each of ten levels would leave."""
+    """In this weight ten levels are possible, each of which leaves half of the exponents."""
     exponents = np.concatenate([np.repeat(range(3 * i, 3 * i + 3), 2 << 13 - i) for i in range(10)])
     weight = from_bits((exponents + 100) << 8 * dtype.itemsize - 9, dtype)
     assert levels_of(assert_round_trip(weight), weight.shape)[0] == 5
@@ -285,7 +285,7 @@ def test_a_level_that_would_take_less_than_half_is_left_out():
 
 @st.composite
 def tensors(draw):
-    """Random bit patterns, often few of them, between runs of zeros."""
+    """Draw random bit patterns, often few of them, between runs of zeros."""
     dtype = draw(st.sampled_from(FLOATS))
     width = dtype.itemsize
     pattern = st.one_of(st.integers(0, 2 ** (8 * width) - 1), st.sampled_from(SPECIAL[dtype]))
@@ -351,7 +351,7 @@ def entropy(counts):
 
 
 def floor_in_bytes(weight, is_2_of_4):
-    """Positions, exponents of the kept elements, and their other bits."""
+    """Return the entropy of positions and exponents, plus the other bits of the kept elements."""
     width = weight.element_size()
     bits = bits_of(weight).numpy().reshape(-1).view(f"u{width}")
     kept = bits[bits != 0]
@@ -382,19 +382,19 @@ def raw(data):
 
 
 def exponents(values):
-    """The section without levels."""
+    """Return a section of exponents without levels."""
     return levels([], bytes(values))
 
 
 def levels(tables, *streams):
-    """The section from its parts."""
+    """Put a section of exponents together from tables and streams."""
     lengths = struct.pack(f"<{len(streams)}Q", *map(len, streams))
     head = bytes([len(tables)]) + b"".join(bytes(table) for table in tables)
     return head + lengths + b"".join(streams)
 
 
 def split(weight):
-    """Exponents and rest of float32 elements as in the format."""
+    """Return the sections with the exponents and the other bits of float32 elements."""
     bits = bits_of(weight).numpy().view("<u4")
     signs = (bits >> 24 & 128 | bits >> 16 & 127).astype(np.uint8)
     rest = signs.tobytes() + bits.astype("<u2").tobytes()
@@ -404,12 +404,12 @@ def split(weight):
 def build(
     shape, kept=0, positions=None, coded=b"", rest=b"", *, form=GAPS, code=1, version=1, **lies
 ):
-    """A blob from its parts, with a checksum that fits."""
+    """Put a blob together from its parts, with the right checksum."""
     positions = raw(b"") if positions is None else positions
     sizes = (lies.get("num_positions", len(positions)), lies.get("num_exponents", len(coded)))
     head = struct.pack("<4sBBBBI", b"HFCP", version, code, form, lies.get("ndim", len(shape)), 0)
-    facts = struct.pack(f"<{len(shape) + 3}Q", kept, *shape, *sizes)
-    return seal(head + facts + positions + coded + rest)
+    numbers = struct.pack(f"<{len(shape) + 3}Q", kept, *shape, *sizes)
+    return seal(head + numbers + positions + coded + rest)
 
 
 def seal(blob):
@@ -420,13 +420,14 @@ def seal(blob):
 
 def assert_refused(blob, shape=(2, 32), match="", **options):
     options = options or {"shape": shape}
-    with pytest.raises(PackedError, match=r"'layer\.weight'.*" + match + ".*Get the file again"):
+    message = rf"'layer\.weight' is damaged.*{match}.*Download the file again"
+    with pytest.raises(PackedError, match=message):
         decode(blob, "layer.weight", **options)
 
 
 @pytest.fixture(scope="module")
 def small():
-    """A weight and its blob for each form, put together: they are too small for the encoder."""
+    """A weight and its blob for each form; the encoder would not pack such small weights."""
     dense, pruned, groups = normal(2, 32), prune(normal(2, 32), 0.75), prune_2_of_4(normal(2, 32))
     gaps = raw(np.diff(np.flatnonzero(pruned), prepend=-1).astype(np.uint8) - 1)
     bits = np.packbits(groups != 0, bitorder="little").tobytes()
@@ -475,9 +476,9 @@ def test_a_header_that_lies_is_refused_without_memory(small, form, field):
         changed = bytearray(blob.tobytes())
         struct.pack_into("<Q", changed, 12 + 8 * field, lie)
         assert_refused(seal(changed))
-        assert_refused(seal(changed), most=weight.numel() - 1)
+        assert_refused(seal(changed), max_size=weight.numel() - 1)
         try:
-            decode(seal(changed), "w", most=weight.numel())
+            decode(seal(changed), "w", max_size=weight.numel())
         except PackedError:
             continue
         assert lie <= weight.numel()
@@ -503,17 +504,17 @@ def bomb():
     return b"".join(coder.compress(zeros) for _ in range(64)) + coder.flush()
 
 
-@pytest.mark.parametrize("section", ["gaps", "bitmask", "exponents"])
+@pytest.mark.parametrize("section", ["gap", "bitmask", "exponent"])
 def test_a_stream_that_inflates_to_a_gigabyte_is_refused_without_memory(bomb, section):
     parts = {
-        "gaps": ((2, 32), 1, bomb, exponents([1]), bytes(3)),
+        "gap": ((2, 32), 1, bomb, exponents([1]), bytes(3)),
         "bitmask": ((2, 32), 1, bomb, exponents([1]), bytes(3)),
-        "exponents": ((2, 32), 1, raw(b"\0"), levels([], bomb), bytes(3)),
+        "exponent": ((2, 32), 1, raw(b"\0"), levels([], bomb), bytes(3)),
     }[section]
     blob = build(*parts, form=BITMASK if section == "bitmask" else GAPS)
     tracemalloc.start()
-    assert_refused(blob, match=f"the {section} are longer")
-    assert_refused(blob, most=64, match=f"the {section} are longer")
+    assert_refused(blob, match=f"its {section} stream is longer")
+    assert_refused(blob, max_size=64, match=f"its {section} stream is longer")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 8 << 20  # the blob, which is copied a few times
@@ -522,19 +523,19 @@ def test_a_stream_that_inflates_to_a_gigabyte_is_refused_without_memory(bomb, se
 @pytest.mark.parametrize("shape", [(2, 64), (64,), (2, 32, 1), (32, 2), (), (0,)])
 def test_the_shape_of_another_model_is_refused(small, shape):
     for _, blob in small:
-        assert_refused(blob, shape, match=r"shape \(2, 32\); the model has")
+        assert_refused(blob, shape, match=r"shape is \(2, 32\), and the model's is")
         with pytest.raises(PackedError, match="'w'"):
             read_head(blob, "w", shape)
 
 
-def test_where_the_shape_is_not_known_the_most_is_respected(small):
+def test_where_the_shape_is_not_known_the_maximum_size_is_respected(small):
     for weight, blob in small:
-        assert torch.equal(decode(blob, "w", most=64), weight)
-        assert read_head(blob, "w", most=64).shape == (2, 32)
-        assert_refused(blob, most=63, match="the whole model has 63 weights")
+        assert torch.equal(decode(blob, "w", max_size=64), weight)
+        assert read_head(blob, "w", max_size=64).shape == (2, 32)
+        assert_refused(blob, max_size=63, match="the whole model has 63 weights")
 
 
-def test_one_must_be_known(small):
+def test_the_shape_or_the_maximum_size_must_be_known(small):
     with pytest.raises(AssertionError):
         decode(small[0][1], "w")
 
@@ -546,22 +547,22 @@ def test_one_must_be_known(small):
 @pytest.mark.parametrize("form", [ALL, GAPS, BITMASK])
 def test_dimensions_too_large_for_a_tensor_are_refused_even_beside_a_zero(dims, form):
     blob = build(dims, form=form, positions=b"" if form == ALL else raw(b""))
-    assert_refused(blob, most=100)
+    assert_refused(blob, max_size=100)
 
 
 @pytest.mark.parametrize("dims", [(2**27, 2**27, 2**27, 0), (0, *(2**9,) * 7)])
 def test_dimensions_whose_product_beside_a_zero_overflows_are_refused(dims):
-    assert_refused(build(dims), most=2**28)
+    assert_refused(build(dims), max_size=2**28)
 
 
 def test_dimensions_that_overflow_to_the_right_size_are_refused():
     for dims in [(2**32, 2**32), (2**63, 2), (2**32 + 1, 2**32)]:
-        assert_refused(build(dims), most=100, match="the whole model has")
+        assert_refused(build(dims), max_size=100, match="the whole model has")
 
 
 @pytest.mark.parametrize("version", [0, 2, 255])
 def test_another_format_version_is_refused_by_its_number(version):
-    assert_refused(build((2, 32), version=version), match=rf"version {version}; this reader knows")
+    assert_refused(build((2, 32), version=version), match=f"version {version}, and this reader")
 
 
 @pytest.mark.parametrize("code", [0, 4, 255])
@@ -577,7 +578,7 @@ def test_an_unknown_form_is_refused(form):
 @pytest.mark.parametrize("ndim", [9, 255])
 def test_too_many_dimensions_are_refused(ndim):
     assert_refused(build((2, 32), ndim=ndim), match="dimensions")
-    assert_refused(build((1,) * 9), match="9 dimensions", most=100)
+    assert_refused(build((1,) * 9), match="9 dimensions", max_size=100)
 
 
 @pytest.mark.parametrize("content", [b"", b"HFCP", b"\0" * 100, b"{}" * 50, b"HFCQ" + bytes(60)])
@@ -634,9 +635,9 @@ def test_gaps_are_inflated_no_further_than_their_elements_and_skips_can_take():
 @pytest.mark.parametrize(
     ("bitmask", "match"),
     [
-        (raw(b"\x07" + bytes(6)), "7 bytes of bitmask instead of 8"),
+        (raw(b"\x07" + bytes(6)), "7 bytes instead of 8"),
         (raw(b"\x07" + bytes(8)), "longer than"),
-        (raw(b""), "0 bytes of bitmask instead of 8"),
+        (raw(b""), "0 bytes instead of 8"),
         (raw(b"\x07" + bytes(7))[:-1], "cut|invalid|incomplete"),
         (b"\x03" + bytes(7), "2 positions for 3"),
         (raw(b"\x03" + bytes(7)), "2 positions for 3"),
@@ -673,28 +674,31 @@ def test_all_elements_must_be_there_where_the_form_says_so():
 @pytest.mark.parametrize(
     ("coded", "match"),
     [
-        (b"", "no table"),
-        (b"\0", "no table"),
-        (b"\2" + bytes(29), "no table"),
+        (b"", "tables of its exponents are cut short"),
+        (b"\0", "tables of its exponents are cut short"),
+        (b"\2" + bytes(29), "tables of its exponents are cut short"),
         (b"\x09" + bytes(200), "9 levels"),
         (b"\xff" + bytes(200), "255 levels"),
-        (levels([], b"\1\2\3") + b"\0", "another length"),
-        (levels([], b"\1\2\3")[:-1], "another length"),
-        (levels([], b"\1\2\3")[:1] + b"\xff" * 8 + b"\1\2\3", "another length"),
+        (levels([], b"\1\2\3") + b"\0", "do not fill"),
+        (levels([], b"\1\2\3")[:-1], "do not fill"),
+        (levels([], b"\1\2\3")[:1] + b"\xff" * 8 + b"\1\2\3", "do not fill"),
         (levels([], b"\1\2"), "invalid|cut"),
-        (levels([], raw(b"\1\2")), "2 bytes of exponents instead of 3"),
+        (levels([], raw(b"\1\2")), "2 bytes instead of 3"),
         (levels([], raw(b"\1\2\3\4")), "longer than"),
         (levels([], raw(b"\1\2\3")[:-1]), "cut|invalid|incomplete"),
-        (levels([], raw(b"\1\2\3") + b"\0"), "something follows"),
+        (levels([], raw(b"\1\2\3") + b"\0"), "bytes after its exponent stream"),
         (levels([], zlib.compress(b"\1\2\3")), ""),
         (levels([], b"\xff" * 4), ""),
         (levels([], b""), "cut"),
-        (levels([(1, 2, 3)], b"\x40", b""), "digits beyond"),  # a fourth digit of three
+        (
+            levels([(1, 2, 3)], b"\x40", b""),
+            "digits after that",
+        ),  # a fourth digit of three
         (levels([(1, 2, 3)], b"\x24", b"\7"), "cut|invalid|longer"),  # none of them is left
         (levels([(1, 2, 3)], b"\x13", b""), "cut"),  # one is left
         (levels([(1, 2, 3)], b"\x33", b"\7\7"), "more than half"),
         (levels([(1, 2, 3)], raw(b"\0\0"), b""), "longer than"),
-        (levels([(1, 2, 3)] * 2, b"\x13", b"\x04", b""), "digits beyond"),
+        (levels([(1, 2, 3)] * 2, b"\x13", b"\x04", b""), "digits after that"),
     ],
 )
 def test_wrong_exponents_are_refused(coded, match):
@@ -704,11 +708,11 @@ def test_wrong_exponents_are_refused(coded, match):
 
 def test_no_elements_have_no_exponents():
     assert not decode(build((2, 32)), "w", (2, 32)).any()
-    assert_refused(build((2, 32), 0, None, b"\0\1\3\0"), match="exponents of no element")
+    assert_refused(build((2, 32), 0, None, b"\0\1\3\0"), match="exponents but no elements")
 
 
 def test_levels_of_exponents_are_read():
-    """1.0 has the exponent 127; digits 0, 3, 0, 3 and then 1, 0 in the next level."""
+    """1.0 has the exponent 127. The digits are 0, 3, 0, 3, and 1, 0 in the next level."""
     weight = torch.tensor([1.0, 2.0, 1.0, 4.0])
     for coded in (
         levels([(127, 0, 0), (129, 128, 9)], b"\xcc", b"\x01", b""),
@@ -721,7 +725,7 @@ def test_levels_of_exponents_are_read():
 
 def test_eight_levels_are_read_and_nine_refused():
     def halving(number):
-        """Each level tells the first half of what it is about; one element is left at the end."""
+        """Return a blob whose levels leave half of the exponents, and the last level one."""
         size = 1 << number
         streams = [
             b"\x55" * (m // 8) + b"\xff" * (m // 8) for m in (size >> i for i in range(number - 2))
@@ -735,7 +739,7 @@ def test_eight_levels_are_read_and_nine_refused():
     assert_refused(halving(9), (512,), match="9 levels")
 
 
-def test_levels_that_leave_almost_all_are_refused_before_they_take_memory():
+def test_levels_that_leave_more_than_half_are_refused_before_they_take_memory():
     size = 1 << 20
     coded = levels([(0, 1, 2)] * 8, *[raw(b"\xff" * (size // 4))] * 8, raw(bytes(size)))
     blob = build((size,), size, b"", coded, bytes(size), form=ALL, code=2)
@@ -759,7 +763,7 @@ def test_packing_takes_little_memory_beside_the_weight(sparsity, dtype):
 
 
 def test_a_table_may_hold_any_values():
-    """Those that mark what is left inside the reader, too."""
+    """Values that the reader uses as marks are possible, too."""
     for table in ((0, 1, 2), (3, 2, 1), (0, 0, 0), (1, 3, 255)):
         coded = levels([table], b"\xe4\x03", b"\x81\x02")
         weight = decode(build((5,), 5, b"", coded, bytes(15), form=ALL), "w", (5,))

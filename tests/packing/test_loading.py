@@ -3,7 +3,6 @@ import json
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -21,72 +20,20 @@ from transformers import (
     pipeline,
 )
 
-from hf_cyclprune import PruningConfig, load_packed, pack, prune_, unpack, verify
+from hf_cyclprune import load_packed, pack, unpack, verify
 from tests.hub.repos import make_tokenizer
-
-PACKED = "model.sparse.safetensors"
-SIZES = {
-    "vocab_size": 40,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "max_position_embeddings": 16,
-}
-DISTILBERT = {"dim": 16, "hidden_dim": 32, "n_layers": 2, "n_heads": 2}
-DEBERTA = {"relative_attention": True, "position_buckets": 8, "pos_att_type": ["p2c", "c2p"]}
-MOBILEBERT = {"embedding_size": 16, "intra_bottleneck_size": 16, "true_hidden_size": 16}
-MODELS = {
-    "Bert": {},
-    "Roberta": {"pad_token_id": 1},
-    "XLMRoberta": {"pad_token_id": 1},
-    "Camembert": {"pad_token_id": 1},
-    "DistilBert": {**DISTILBERT, "max_position_embeddings": 16},
-    "Albert": {"embedding_size": 8},
-    "Electra": {"embedding_size": 16},
-    "DebertaV2": {**DEBERTA, "pooler_hidden_size": 16},
-    "MPNet": {"pad_token_id": 1},
-    "MobileBert": MOBILEBERT,
-    "ModernBert": dict.fromkeys(
-        ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"), 1
-    ),
-}
-
-
-def build(name="Bert", head="ForSequenceClassification", pattern="unstructured", seed=0, **options):
-    torch.manual_seed(seed)
-    sizes = {"vocab_size": 40} if name == "DistilBert" else SIZES
-    config = getattr(transformers, f"{name}Config")(**(sizes | MODELS[name] | options))
-    model = getattr(transformers, f"{name}{head}")(config)
-    sparsity = 0.8 if pattern == "unstructured" else None
-    prune_(model, PruningConfig(pattern=pattern, **({"sparsity": sparsity} if sparsity else {})))
-    return model.eval()
+from tests.packing.models import MODELS, PACKED, assert_same_weights, contents, new_model
 
 
 def save(model, folder, dtype=None, **options):
-    """`folder`/dense and `folder`/packed; return the latter."""
+    """Save the model as `folder`/dense and `folder`/packed; return the latter."""
     model.save_pretrained(folder / "dense", **options)
     pack(folder / "dense", folder / "packed", dtype)
     return folder / "packed"
 
 
-def contents(folder):
-    return {path.name: path.read_bytes() for path in Path(folder).iterdir() if path.is_file()}
-
-
-def assert_same_weights(model, other):
-    ours, theirs = model.state_dict(), other.state_dict()
-    assert ours.keys() == theirs.keys()
-    for name, tensor in ours.items():
-        assert tensor.dtype == theirs[name].dtype, name
-        same = torch.equal(
-            tensor.view(-1).view(torch.uint8), theirs[name].view(-1).view(torch.uint8)
-        )
-        assert same, name
-
-
 def assert_saved_as_dense(model, folder):
-    """As the model in `folder`/dense is: 5.0 itself renames LayerNorms when it saves."""
+    """Assert that it is saved as the dense model is; saving with 5.0 renames LayerNorms."""
     plain = type(model).from_pretrained(folder / "dense")
     model.save_pretrained(folder / "again")
     plain.save_pretrained(folder / "expected")
@@ -97,13 +44,13 @@ def assert_saved_as_dense(model, folder):
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory):
-    return save(build(), tmp_path_factory.mktemp("bert"))
+    return save(new_model(), tmp_path_factory.mktemp("bert"))
 
 
 @pytest.mark.parametrize("pattern", ["unstructured", "2:4"])
 @pytest.mark.parametrize("name", MODELS)
 def test_every_architecture_goes_there_and_back(tmp_path, name, pattern):
-    model = build(name, pattern=pattern)
+    model = new_model(name, pattern=pattern)
     packed = save(model, tmp_path)
     stored = load_file(packed / PACKED)
     assert any(key.endswith(".packed") for key in stored)
@@ -121,7 +68,7 @@ def test_every_architecture_goes_there_and_back(tmp_path, name, pattern):
 
 def test_weights_that_differ_in_signs_alone_are_not_taken_for_each_other(tmp_path):
     """Their blobs are alike in all but the checksum and the last bytes."""
-    model = build()
+    model = new_model()
     first, second = (layer.intermediate.dense.weight for layer in model.bert.encoder.layer)
     second.data = torch.where(first.data == 0, 0.0, -first.data)  # not -0.0
     loaded = AutoModelForSequenceClassification.from_pretrained(save(model, tmp_path))
@@ -129,7 +76,7 @@ def test_weights_that_differ_in_signs_alone_are_not_taken_for_each_other(tmp_pat
 
 
 def test_equal_weights_do_not_share_their_memory_once_loaded(tmp_path):
-    model = build()
+    model = new_model()
     first, second = (layer.intermediate.dense.weight for layer in model.bert.encoder.layer)
     second.data = first.data.clone()
     loaded = AutoModelForSequenceClassification.from_pretrained(save(model, tmp_path))
@@ -143,7 +90,7 @@ def test_equal_weights_do_not_share_their_memory_once_loaded(tmp_path):
 def test_what_is_loaded_computes_the_same(packed):
     ids = torch.arange(16)[None]
     with torch.no_grad():
-        expected = build()(input_ids=ids).logits
+        expected = new_model()(input_ids=ids).logits
         loaded = AutoModelForSequenceClassification.from_pretrained(packed)
         assert not loaded.training
         assert torch.equal(loaded(input_ids=ids).logits, expected)
@@ -179,7 +126,7 @@ def test_loading_twice_and_with_a_config_of_ones_own_gives_the_same(packed):
     config = AutoConfig.from_pretrained(packed)
     for _ in range(2):
         model = AutoModelForSequenceClassification.from_pretrained(packed, config=config)
-        assert_same_weights(model, build())
+        assert_same_weights(model, new_model())
 
 
 def test_what_is_loaded_trains_with_a_trainer_and_saves_as_a_dense_model(packed, tmp_path):
@@ -200,7 +147,7 @@ def test_what_is_loaded_trains_with_a_trainer_and_saves_as_a_dense_model(packed,
     assert "model.safetensors" in contents(tmp_path / "saved")
     again = BertForSequenceClassification.from_pretrained(tmp_path / "saved")
     assert_same_weights(again, model)
-    changed = [not torch.equal(a, b) for a, b in zip(again.parameters(), build().parameters())]  # noqa: B905
+    changed = [not torch.equal(a, b) for a, b in zip(again.parameters(), new_model().parameters())]  # noqa: B905
     assert sum(changed) > 20
     pack(tmp_path / "saved", tmp_path / "packed_again")
     assert_same_weights(load_packed(tmp_path / "packed_again"), model)
@@ -210,8 +157,8 @@ def test_what_is_loaded_trains_with_a_trainer_and_saves_as_a_dense_model(packed,
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", ["Bert", "ModernBert"])
 def test_any_dtype_may_be_asked_for(tmp_path, name, stored, dtype):
-    packed = save(build(name), tmp_path, stored)
-    expected = build(name).to(stored)
+    packed = save(new_model(name), tmp_path, stored)
+    expected = new_model(name).to(stored)
     cls = AutoModelForSequenceClassification
     assert_same_weights(cls.from_pretrained(packed), expected)
     assert_same_weights(cls.from_pretrained(packed, dtype="auto"), expected)
@@ -223,13 +170,13 @@ def test_any_dtype_may_be_asked_for(tmp_path, name, stored, dtype):
 
 
 def test_weights_that_are_renamed_on_the_way_have_the_dtype_that_was_asked_for(tmp_path):
-    """5.0 does not cast them."""
-    packed = save(build(), tmp_path, torch.bfloat16)
+    """transformers 5.0 itself does not cast them."""
+    packed = save(new_model(), tmp_path, torch.bfloat16)
     body = AutoModel.from_pretrained(packed, dtype=torch.float32)
-    assert_same_weights(body, build().bfloat16().float().bert)
-    classifier = save(build(head="Model"), tmp_path / "body", torch.bfloat16)
+    assert_same_weights(body, new_model().bfloat16().float().bert)
+    classifier = save(new_model(head="Model"), tmp_path / "body", torch.bfloat16)
     model = AutoModelForSequenceClassification.from_pretrained(classifier, dtype=torch.float32)
-    assert_same_weights(model.bert, build(head="Model").bfloat16().float())
+    assert_same_weights(model.bert, new_model(head="Model").bfloat16().float())
 
 
 def without_dtype(packed):
@@ -240,22 +187,22 @@ def without_dtype(packed):
 
 
 def test_without_a_dtype_in_the_config_it_is_that_of_the_weights(tmp_path):
-    packed = save(build().bfloat16(), tmp_path)
+    packed = save(new_model().bfloat16(), tmp_path)
     without_dtype(packed)
     loaded = AutoModelForSequenceClassification.from_pretrained(packed)
-    assert_same_weights(loaded, build().bfloat16())
-    assert_same_weights(load_packed(packed), build().bfloat16())
+    assert_same_weights(loaded, new_model().bfloat16())
+    assert_same_weights(load_packed(packed), new_model().bfloat16())
 
 
 def test_without_a_dtype_in_the_config_a_first_shard_of_blobs_loads_too(tmp_path):
-    packed = save(build().bfloat16(), tmp_path, max_shard_size="1KB")
+    packed = save(new_model().bfloat16(), tmp_path, max_shard_size="1KB")
     without_dtype(packed)
     loaded = AutoModelForSequenceClassification.from_pretrained(packed)
-    assert_same_weights(loaded, build().bfloat16())
+    assert_same_weights(loaded, new_model().bfloat16())
 
 
 def test_a_legacy_torch_dtype_does_not_hide_the_dtype_that_was_packed(tmp_path):
-    build().save_pretrained(tmp_path / "dense")
+    new_model().save_pretrained(tmp_path / "dense")
     path = tmp_path / "dense" / "config.json"
     config = json.loads(path.read_text())
     config["torch_dtype"] = config.pop("dtype")
@@ -265,35 +212,35 @@ def test_a_legacy_torch_dtype_does_not_hide_the_dtype_that_was_packed(tmp_path):
         load_packed(tmp_path / "packed"),
         AutoModelForSequenceClassification.from_pretrained(tmp_path / "packed"),
     ):
-        assert_same_weights(loaded, build().bfloat16())
+        assert_same_weights(loaded, new_model().bfloat16())
 
 
 @pytest.mark.parametrize("device_map", ["cpu", "auto", {"": "cpu"}])
 def test_a_device_map_is_followed(packed, device_map):
     model = AutoModelForSequenceClassification.from_pretrained(packed, device_map=device_map)
-    assert_same_weights(model, build())
+    assert_same_weights(model, new_model())
 
 
 def test_a_subfolder_is_found(packed, tmp_path):
     shutil.copytree(packed, tmp_path / "repo" / "sparse")
     options = {"subfolder": "sparse"}
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "repo", **options)
-    assert_same_weights(model, build())
-    assert_same_weights(load_packed(tmp_path / "repo" / "sparse"), build())
+    assert_same_weights(model, new_model())
+    assert_same_weights(load_packed(tmp_path / "repo" / "sparse"), new_model())
 
 
 def test_the_dense_model_beside_a_packed_subfolder_loads_as_ever(packed, tmp_path):
     shutil.copytree(packed.parent / "dense", tmp_path / "repo")
     shutil.copytree(packed, tmp_path / "repo" / "sparse")
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "repo")
-    assert_same_weights(model, build())
+    assert_same_weights(model, new_model())
 
 
 def test_shards_load(tmp_path):
-    packed = save(build(), tmp_path, max_shard_size="10KB")
+    packed = save(new_model(), tmp_path, max_shard_size="10KB")
     assert len(list(packed.glob("*.safetensors"))) > 2
     loaded = AutoModelForSequenceClassification.from_pretrained(packed)
-    assert_same_weights(loaded, build())
+    assert_same_weights(loaded, new_model())
     plain = BertForSequenceClassification.from_pretrained(tmp_path / "dense")
     for name, model in (("again", loaded), ("expected", plain)):
         model.save_pretrained(tmp_path / name, max_shard_size="10KB")
@@ -302,7 +249,7 @@ def test_shards_load(tmp_path):
 
 def test_a_pipeline_answers_as_that_of_the_dense_model(tmp_path):
     tokenizer = make_tokenizer()
-    packed = save(build(vocab_size=len(tokenizer), max_position_embeddings=64), tmp_path)
+    packed = save(new_model(vocab_size=len(tokenizer), max_position_embeddings=64), tmp_path)
     tokenizer.save_pretrained(tmp_path / "dense")
     shutil.rmtree(packed)
     pack(tmp_path / "dense", packed)
@@ -316,7 +263,7 @@ def test_a_pipeline_answers_as_that_of_the_dense_model(tmp_path):
 
 @pytest.mark.parametrize("name", ["Bert", "Roberta", "DistilBert", "MobileBert", "ModernBert"])
 def test_the_body_comes_out_of_a_packed_classifier(tmp_path, name):
-    model = build(name)
+    model = new_model(name)
     packed = save(model, tmp_path)
     loaded, info = AutoModel.from_pretrained(packed, output_loading_info=True)
     body = AutoModel.from_pretrained(tmp_path / "dense")
@@ -327,7 +274,7 @@ def test_the_body_comes_out_of_a_packed_classifier(tmp_path, name):
 
 
 def test_a_classifier_begins_with_a_packed_body(tmp_path):
-    body = build(head="Model")
+    body = new_model(head="Model")
     packed = save(body, tmp_path)
     model, info = AutoModelForSequenceClassification.from_pretrained(
         packed, num_labels=5, output_loading_info=True
@@ -340,7 +287,7 @@ def test_a_classifier_begins_with_a_packed_body(tmp_path):
 
 @pytest.mark.parametrize("head", ["ForMaskedLM", "ForPreTraining"])
 def test_tied_weights_stay_tied(tmp_path, head):
-    model = build(head=head)
+    model = new_model(head=head)
     packed = save(model, tmp_path)
     loaded = type(model).from_pretrained(packed)
     assert_same_weights(loaded, model)
@@ -352,7 +299,7 @@ def test_tied_weights_stay_tied(tmp_path, head):
 def test_another_head_begins_with_the_body_of_a_packed_classifier(packed):
     loaded = BertForMaskedLM.from_pretrained(packed)
     for name, tensor in loaded.bert.state_dict().items():
-        assert torch.equal(tensor, build().bert.state_dict()[name])
+        assert torch.equal(tensor, new_model().bert.state_dict()[name])
 
 
 @pytest.mark.xfail(
@@ -361,7 +308,7 @@ def test_another_head_begins_with_the_body_of_a_packed_classifier(packed):
     reason="5.0 does not compare shapes where there is a quantizer",
 )
 def test_a_head_of_another_size_may_be_ignored(tmp_path):
-    model = build(num_labels=6)
+    model = new_model(num_labels=6)
     with torch.no_grad():
         model.classifier.weight[:5] = 0  # small, and still worth packing
         model.classifier.weight[:, :12] = 0
