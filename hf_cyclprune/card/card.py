@@ -1,173 +1,128 @@
-"""The model card: README.md of a pruned model, from what was counted and measured and nothing else.
+"""Everything that a model card may say, and what follows from it."""
 
-What is not known is absent: no fact is guessed, and no section stands empty. The words are in
-template.md.
-"""
-
-import dataclasses
-import math
+import re
 from collections.abc import Mapping
-from functools import cache
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
 
-import jinja2
 import transformers
 from transformers import PreTrainedModel
 
-from hf_cyclprune.card.facts import (
-    TASKS,
-    Card,
-    dataset_ids,
-    dataset_part,
-    find_base_model,
-    find_method,
-    find_patterns,
-    find_title,
-    is_of_first_cycle,
-)
-from hf_cyclprune.card.metadata import make_metadata, to_yaml
-from hf_cyclprune.card.tables import make_tables
-from hf_cyclprune.card.text import (
-    escape,
-    fenced,
-    is_number,
-    literal,
-    measured,
-    number,
-    one_line,
-    percent,
-    ratio,
-    said,
-    table,
-    texts,
-    url,
-)
-from hf_cyclprune.config import PruningConfig, config_to_dict
+from hf_cyclprune.card.text import first_text, texts
+from hf_cyclprune.config import PruningConfig
+from hf_cyclprune.methods import METHODS, Method
+from hf_cyclprune.pruning.schedules import cycle_edges
+from hf_cyclprune.reporting.report import SparsityReport
+from hf_cyclprune.reporting.run import RunRecord
 
-_MARK = "<!-- hf_cyclprune model card"
+TASKS = {
+    "ForSequenceClassification": "text-classification",
+    "ForTokenClassification": "token-classification",
+    "ForQuestionAnswering": "question-answering",
+    "ForMultipleChoice": "multiple-choice",
+    "ForMaskedLM": "fill-mask",
+    "ForCausalLM": "text-generation",
+}
+"""End of a class's name -> the Hub's name of its task; AutoModel + this end is its Auto class."""
 
 
-def make_card(facts: Card) -> str:
-    """The text of README.md: metadata for the Hub, then what a person reads."""
-    return f"---\n{to_yaml(make_metadata(facts))}---\n\n{_body(facts)}"
+@dataclass(frozen=True)
+class Card:
+    """Everything that a model card may say; whatever is None or empty is left out of the text."""
+
+    model_name: str
+    report: SparsityReport
+    """Counted in the weights that are uploaded."""
+    config: PruningConfig
+    record: RunRecord
+    repo_id: str | None = None
+    """The repository on the Hub that will hold the weights."""
+    model_class: str | None = None
+    """For example "BertForSequenceClassification"."""
+    has_tokenizer: bool = False
+    """Whether the folder with the weights also holds a tokenizer."""
+    num_parameters: int | None = None
+    """The number of parameters of the whole model, counted."""
+    dense_bytes: int | None = None
+    """The size of the weights on disk."""
+    packed_bytes: int | None = None
+    """The size of the packed weights on disk."""
+    packed_folder: str | None = None
+    """The folder of the repository with a packed copy, if there is one."""
+    pictures: Mapping[str, str] = field(default_factory=dict)
+    """ "schedule", "density" or "recovery" -> path in the repository."""
+    license: str | None = None
+    """The license of the base model; one in the card options takes its place."""
+
+    @property
+    def card_options(self) -> Mapping[str, object]:
+        """The options that the caller of create_model_card passed."""
+        return self.record.card
+
+    @property
+    def method(self) -> Method:
+        """The row of the table of methods that the config names."""
+        return METHODS[self.config.method]
+
+    @property
+    def is_of_first_cycle(self) -> bool:
+        """Whether the weights are from the first of several planned cycles."""
+        step, total_steps = self.record.weights_step, self.record.total_steps
+        num_cycles = self.config.plan.num_cycles
+        if not step or not total_steps or num_cycles == 1:
+            return False
+        return step <= cycle_edges(total_steps, num_cycles)[1]
+
+    @property
+    def patterns(self) -> list[str]:
+        """The n:m patterns that the run aimed at, or kept, and that all target weights satisfy."""
+        keeps_all = self.config.target_sparsity is None
+        return [p for p in self.report.patterns if keeps_all or p == self.config.pattern]
+
+    @property
+    def title(self) -> str:
+        """The model's name on one line."""
+        return first_text(self.model_name, self.repo_id) or "Pruned model"
+
+    @property
+    def task(self) -> str | None:
+        """The Hub's name of the task: the caller's, or else that of the model's class."""
+        found = [task for end, task in TASKS.items() if (self.model_class or "").endswith(end)]
+        return first_text(self.card_options.get("tasks"), found)
+
+    @property
+    def auto_class(self) -> str | None:
+        """The class that loads the model; None if its own class is not part of transformers."""
+        name = self.model_class or ""
+        cls = getattr(transformers, name, None)
+        if not (isinstance(cls, type) and issubclass(cls, PreTrainedModel)):
+            return None
+        return next((f"AutoModel{end}" for end in TASKS if name.endswith(end)), name)
+
+    @property
+    def base_model(self) -> str | None:
+        """The Hub's id of the model that was fine-tuned; None if it has none."""
+        names = texts(self.card_options.get("finetuned_from")) + texts(self.record.base_model)
+        return next(filter(_is_repo_id, names), None)
+
+    @property
+    def dataset_ids(self) -> list[str]:
+        """The ids of the data sets that are on the Hub."""
+        return list(filter(_is_repo_id, texts(self.card_options.get("dataset_tags"))))
+
+    def dataset_part(self, part: str) -> str | None:
+        """Return the "config" or the "split" of the data set, if there is only one data set."""
+        about = self.card_options.get("dataset_metadata")
+        if isinstance(about, list | tuple):
+            about = about[0] if len(about) == 1 else None
+        return first_text(about.get(part)) if isinstance(about, Mapping) else None
 
 
-def is_own_card(text: str) -> bool:
-    """Whether `make_card` wrote it and nobody deleted the line that says so.
+def _is_repo_id(name: str) -> bool:
+    """Return whether the Hub accepts the name of a model or a data set, which a path is not.
 
-    >>> is_own_card("# My model")
-    False
+    >>> [_is_repo_id(name) for name in ("bert", "google-bert/bert", "/home/bert", "./bert", "a b")]
+    [True, True, False, False, False]
     """
-    return any(line.startswith(_MARK) for line in text.splitlines())
-
-
-def _body(facts: Card) -> str:
-    """The template, filled in."""
-    text = _template().render(
-        **{f.name: getattr(facts, f.name) for f in dataclasses.fields(facts)},
-        **_names(facts),
-        **make_tables(facts),
+    return (
+        re.fullmatch(r"(?!.*(--|\.\.))(\w[\w.-]*\b/)?\w[\w.-]{0,95}\b", name, re.ASCII) is not None
     )
-    return text.rstrip() + "\n"
-
-
-@cache
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    numbers = {"percent": percent, "ratio": ratio, "number": number, "count": "{:,}".format}
-    words = {"text": escape, "literal": literal, "url": url, "fenced": fenced, "table": table}
-    environment.filters.update(numbers, **words)
-    source = Path(__file__).with_name("template.md").read_text(encoding="utf-8")
-    return environment.from_string(source)
-
-
-def _names(facts: Card) -> dict[str, Any]:
-    """What the template says of the model and its run, beside the facts themselves."""
-    config, record = facts.config, facts.record
-    target = config.target_sparsity
-    asked = dataclasses.replace(facts.report, target_sparsity=target)
-    one_climb = config.plan.num_cycles == 1 or config.plan.levels == "rising"
-    return {
-        "mark": _MARK,
-        "title": find_title(facts),
-        "base": find_base_model(facts),
-        "datasets": _dataset_links(facts),
-        "method": find_method(facts),
-        "patterns": find_patterns(facts),
-        "plan": config.plan,
-        "target": target,
-        "is_at_target": asked.is_at_target,
-        "span": "run" if one_climb else f"first of {config.plan.num_cycles} cycles",
-        "auto_class": _auto_class(facts.model_class),
-        "place": one_line(facts.repo_id or "") or f"path/to/{find_title(facts)}",
-        "split": dataset_part(facts, "split"),
-        "accuracy_error": _accuracy_error(record.metrics),
-        "num_examples": _num_examples(record.metrics),
-        "is_of_first_cycle": is_of_first_cycle(facts),
-        "has_recovery": any(c.mask_change is not None for c in facts.report.cycles),
-        "is_recovery_zero": _is_recovery_zero(facts),
-        "command": record.command if one_line(record.command or "") else None,
-        "config_code": _config_code(config),
-        "hyperparameters": said(record.hyperparameters),
-        "versions": said(record.versions),
-    }
-
-
-def _auto_class(model_class: str | None) -> str | None:
-    """The class to load it with; None where that is not one of transformers'."""
-    cls = getattr(transformers, model_class or "", None)
-    if model_class is None or not (isinstance(cls, type) and issubclass(cls, PreTrainedModel)):
-        return None
-    end = next((end for end in TASKS if model_class.endswith(end)), None)
-    return model_class if end is None else f"AutoModel{end}"
-
-
-def _dataset_links(facts: Card) -> list[str]:
-    """Markdown: the names of the datasets, linked where each has an id on the Hub."""
-    ids = dataset_ids(facts)
-    names = texts(facts.record.card.get("dataset")) or ids
-    if len(ids) != len(names):
-        return [escape(name) for name in names]
-    links = [f"https://huggingface.co/datasets/{name}" for name in ids]
-    return [f"[{escape(name)}]({link})" for name, link in zip(names, links, strict=True)]
-
-
-def _config_code(config: PruningConfig) -> str:
-    """The config as Python, without what is the default; the cycles always.
-
-    >>> _config_code(PruningConfig(pattern="2:4"))
-    "PruningConfig(pattern='2:4', num_cycles=4)"
-    """
-    defaults = {f.name: f.default for f in dataclasses.fields(PruningConfig)}
-    is_shown = {"num_cycles": config.method != "hold"}
-    options = [
-        f"{name}={value!r}"
-        for name, value in config_to_dict(config).items()
-        if value != defaults[name] or is_shown.get(name)
-    ]
-    return f"PruningConfig({', '.join(options)})"
-
-
-def _num_examples(metrics: Mapping[str, Any]) -> int | None:
-    """None where there are two sets, as for MNLI: the metrics of each are of its own number."""
-    if any(name.startswith("eval_") and name.endswith("_mm") for name in metrics):
-        return None
-    value: Any = metrics.get("eval_samples")
-    return int(value) if is_number(value) and value > 0 else None
-
-
-def _accuracy_error(metrics: Mapping[str, Any]) -> float | None:
-    """Binomial standard error of the accuracy."""
-    accuracy, count = measured(metrics).get("accuracy"), _num_examples(metrics)
-    if accuracy is None or count is None or not 0 <= accuracy <= 1:
-        return None
-    return math.sqrt(accuracy * (1 - accuracy) / count)
-
-
-def _is_recovery_zero(facts: Card) -> bool:
-    shares = [cycle.recovered_share_at_end for cycle in facts.report.cycles]
-    known = [share for share in shares if share is not None]
-    return bool(known) and not any(known)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from transformers.utils import logging
 
-from hf_cyclprune.card.facts import Card
+from hf_cyclprune.card.card import Card
 from hf_cyclprune.config import CONFIG_NAME, load_config
 from hf_cyclprune.hub.page import find_license
 from hf_cyclprune.packing.manifest import dense_files, read_config

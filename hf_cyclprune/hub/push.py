@@ -7,7 +7,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from hf_cyclprune.card.facts import Card
+from hf_cyclprune.card.card import Card
 from hf_cyclprune.hub.errors import explained
 from hf_cyclprune.hub.page import add_extras, write_card, write_facts
 from hf_cyclprune.hub.remote import Branch

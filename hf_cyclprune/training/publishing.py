@@ -17,7 +17,7 @@ from transformers import Trainer
 from transformers.trainer_utils import HubStrategy
 from transformers.utils.hub import PushInProgress
 
-from hf_cyclprune.card.facts import Card
+from hf_cyclprune.card.card import Card
 from hf_cyclprune.hub.errors import PushError, explain, explained
 from hf_cyclprune.hub.page import (
     CARD_NAME,

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import Trainer
 
-from hf_cyclprune.card.facts import Card
+from hf_cyclprune.card.card import Card
 from hf_cyclprune.config import save_config
 from hf_cyclprune.hub.page import remove_extras
 from hf_cyclprune.packing.weights import fingerprint

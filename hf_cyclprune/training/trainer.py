@@ -11,7 +11,7 @@ from torch import nn
 from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from hf_cyclprune.card.facts import Card
+from hf_cyclprune.card.card import Card
 from hf_cyclprune.config import PruningConfig
 from hf_cyclprune.pruning.pruner import Pruner
 from hf_cyclprune.reporting.report import SparsityReport

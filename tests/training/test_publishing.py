@@ -13,7 +13,7 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from hf_cyclprune import PruningConfig, PruningTrainer
-from hf_cyclprune.card.card import make_card
+from hf_cyclprune.card.rendering import make_card
 from hf_cyclprune.files import STATE_NAME
 from hf_cyclprune.hub.errors import PushError
 from hf_cyclprune.hub.folder import card_of_folder
