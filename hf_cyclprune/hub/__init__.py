@@ -1,1 +1,1 @@
-"""What a pruned model's page on the Hub holds, and how it gets there."""
+"""The page of a pruned model on the Hub: what it holds, and how it is pushed."""

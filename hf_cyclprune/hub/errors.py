@@ -1,9 +1,9 @@
-"""The errors of a push, in words that say what to do."""
+"""The errors of a push to the Hub, in sentences that say what to do."""
 
 import errno
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from huggingface_hub.errors import (
@@ -12,7 +12,7 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import httpx  # the one that the client uses, whatever its name
+from huggingface_hub.utils import httpx  # the module that the client itself uses
 from safetensors import SafetensorError
 
 HUB_ERRORS = (httpx.HTTPError, ConnectionError, TimeoutError)
@@ -20,12 +20,12 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class PushError(OSError):
-    """A push that failed; the Hub has no half of it, and nothing was lost here."""
+    """A push that failed: the repository is unchanged, and the local files are intact."""
 
 
 @contextmanager
 def explained(repo_id: str) -> Iterator[None]:
-    """Turn the client's errors, and those of a full disk, into a PushError."""
+    """Turn the errors of the Hub's client, and those of a full disk, into a PushError."""
     try:
         yield
     except PushError:
@@ -37,69 +37,67 @@ def explained(repo_id: str) -> Iterator[None]:
         raise PushError(explain(repo_id, error)) from error
 
 
-def _reason(error: BaseException) -> BaseException:
-    """Some errors of the client are around the one that says why."""
-    cause = error.__cause__
-    return cause if isinstance(error, RuntimeError) and cause is not None else error
-
-
-def _full_disk(error: BaseException) -> int | None:
-    """The number of the error if there is no room for a file."""
-    number = error.errno if isinstance(error, OSError) else None
-    if isinstance(error, SafetensorError):
-        found = re.search(r"os error (\d+)", str(error))
-        number = int(found[1]) if found else None
-    return number if number in _FULL else None
-
-
 def explain(repo_id: str, error: BaseException) -> str:
-    """What went wrong with a push, and what to do."""
+    """Return a sentence on why the push to `repo_id` failed, and one on what to do."""
     error = _reason(error)
+    got = f"{type(error).__name__} ({str(error).strip()})"
     full = _full_disk(error)
     if full is not None:
         place = getattr(error, "filename", None)
+        reason = os.strerror(full) + (f" at {place}" if place else "")
         return (
-            f"the disk must have room for the files of a push to '{repo_id}'; got "
-            f"'{os.strerror(full)}'{f' at {place}' if place else ''}. Nothing is lost: push again "
-            "when there is room."
+            f"The disk has no room for the files of the push to '{repo_id}': {reason}. Your files "
+            "are intact; try again when there is room."
         )
     if isinstance(error, LocalTokenNotFoundError):
-        return _ADVICE[(401,)].format(repo=repo_id, got="none")
+        return _NO_TOKEN.format(repo=repo_id, reason="none was found")
     if isinstance(error, HfHubHTTPError) and getattr(error, "response", None) is not None:
         return _explain_answer(repo_id, error)
-    got = f"{type(error).__name__} ({str(error).strip()})"
     if isinstance(error, OfflineModeIsEnabled):
-        return f"HF_HUB_OFFLINE must not be set to push to '{repo_id}'; got it set. Unset it."
+        return f"Nothing can be pushed to '{repo_id}' while HF_HUB_OFFLINE is set. Unset it."
     if isinstance(error, HUB_ERRORS):
         return (
-            f"the Hub must be reachable to push to '{repo_id}'; got {got}. Nothing is lost: push "
-            "again when it is."
+            f"The Hub cannot be reached for the push to '{repo_id}': {got}. Your files are intact; "
+            "try again when it can."
         )
-    return f"the push to '{repo_id}' must be done whole; got {got}. Nothing is lost: push again."
+    return f"The push to '{repo_id}' failed: {got}. Your files are intact; try again."
+
+
+_NO_TOKEN = (
+    "The push to '{repo}' needs a valid token for the Hub: {reason}. Run `hf auth login`, or set "
+    "HF_TOKEN."
+)
 
 
 def _explain_answer(repo_id: str, error: HfHubHTTPError) -> str:
     status = error.response.status_code
     reason = error.server_message or str(error).strip().split("\n")[0]
-    got = f"{status} ({reason})"
+    answer = f"{status} ({reason})"
     if isinstance(error, RevisionNotFoundError):
         return (
-            f"revision must be a branch of '{repo_id}'; got {got}. Name another one, or none for "
-            "the main branch."
+            f"'{repo_id}' has no branch with the name that was given as revision: the Hub answered "
+            f"{answer}. Name another one, or none for the main branch."
         )
-    for statuses, advice in _ADVICE.items():
-        if status in statuses:
-            return advice.format(repo=repo_id, got=got)
-    return f"the Hub must take the push to '{repo_id}'; got {got}. Nothing is lost: push again."
+    if status == 401:
+        return _NO_TOKEN.format(repo=repo_id, reason=f"the Hub answered {answer}")
+    if status in (403, 404):
+        return (
+            f"Your token may not write to '{repo_id}': the Hub answered {answer}. Choose another "
+            "repository, or a token with the right to write."
+        )
+    return f"The Hub rejected the push to '{repo_id}': {answer}. Your files are intact; try again."
 
 
-_ADVICE: Mapping[tuple[int, ...], str] = {
-    (401,): (
-        "a token for the Hub must be given to push to '{repo}'; got {got}. Run `hf auth login`, or "
-        "set HF_TOKEN."
-    ),
-    (403, 404): (
-        "the repository must be one that your token may write to; got '{repo}', {got}. Choose "
-        "another name, or a token with the right to write."
-    ),
-}
+def _reason(error: BaseException) -> BaseException:
+    """Return the error that says why: the client raises some inside a RuntimeError."""
+    cause = error.__cause__
+    return cause if isinstance(error, RuntimeError) and cause is not None else error
+
+
+def _full_disk(error: BaseException) -> int | None:
+    """Return the error's number if there was no room for a file."""
+    number = error.errno if isinstance(error, OSError) else None
+    if isinstance(error, SafetensorError):
+        found = re.search(r"os error (\d+)", str(error))
+        number = int(found[1]) if found else None
+    return number if number in _FULL else None

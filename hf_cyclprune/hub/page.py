@@ -1,10 +1,11 @@
-"""What is added to a model's folder for its page: a packed copy, pictures, the card."""
+"""What a push adds to the folder of a model: a packed copy, pictures, the model card."""
 
 import functools
 import os
 import re
 import shutil
 import tempfile
+from collections.abc import Iterable
 from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -17,6 +18,7 @@ from transformers.utils import logging
 from hf_cyclprune.card.card import Card
 from hf_cyclprune.card.rendering import is_own_card, make_card
 from hf_cyclprune.config import CONFIG_NAME
+from hf_cyclprune.files import write_text
 from hf_cyclprune.hub.errors import HUB_ERRORS
 from hf_cyclprune.packing.folder import pack
 from hf_cyclprune.packing.manifest import QUANT_METHOD, dense_files, read_config
@@ -29,24 +31,24 @@ CARD_NAME = "README.md"
 SPARSE = "sparse"
 PICTURES = "pictures"
 HIDDEN = "_"
-"""What begins so is not uploaded."""
+"""No file whose name begins with this is uploaded."""
 PICTURE_NAMES = ("density", "recovery", "schedule")
 _OF_THE_MODEL = (
     *("config.json", "generation_config.json", "*processor_config.json", CONFIG_NAME),
     *("model.sparse*", "adapter_*", "tokenizer*", "vocab*", "merges.txt", "*.model"),
     *("special_tokens_map.json", "added_tokens.json", "chat_template*"),
 )
-"""What from_pretrained of a model or a tokenizer reads."""
+"""The files that from_pretrained of a model or a tokenizer reads."""
 
 
-def write_card(folder: str | Path, facts: Card, weights: str | Path | None = None) -> bool:
-    """Write README.md for what lies in `folder` now; False if a person wrote the one there.
+def write_card(folder: str | Path, card: Card, weights: str | Path | None = None) -> bool:
+    """Write README.md for the files in `folder`; return False if a person wrote the one there.
 
-    Sizes, the packed copy and the pictures are looked up; the other facts are the caller's.
+    Sizes, the packed copy and the pictures are looked up; the rest of the card is the caller's.
 
     Args:
         folder: with the pictures and the packed copy, if there are any.
-        facts: what else the card may say.
+        card: what else the text may say.
         weights: the folder with weights and tokenizer, if it is another one.
     """
     folder = Path(folder)
@@ -54,31 +56,34 @@ def write_card(folder: str | Path, facts: Card, weights: str | Path | None = Non
     path = folder / CARD_NAME
     if path.is_file() and not is_generated(read_card(path)):
         logger.warning(
-            f"The {CARD_NAME} of {folder.resolve().name} was not written by hf_cyclprune, or its "
-            "first comment was deleted: it stays as it is. Delete it, here and on the Hub, for a "
-            "new one."
+            f"The {CARD_NAME} of {folder.resolve().name} stays as it is: it was not written by "
+            "hf_cyclprune, or its first comment was deleted. Delete the file, here and on the Hub, "
+            "to get a new one."
         )
         return False
     has_packed = _is_packed(folder / SPARSE)
-    facts = replace(
-        facts,
+    places = {name: f"{PICTURES}/{name}.png" for name in PICTURE_NAMES}
+    card = replace(
+        card,
         has_tokenizer=(model / "tokenizer_config.json").is_file(),
         dense_bytes=_size(_weights(model)) or None,
-        packed_bytes=_size([*(folder / SPARSE).glob("*.safetensors")]) if has_packed else None,
+        packed_bytes=_size((folder / SPARSE).glob("*.safetensors")) if has_packed else None,
         packed_folder=SPARSE if has_packed else None,
-        pictures=_pictures(folder),
+        pictures={name: place for name, place in places.items() if (folder / place).is_file()},
     )
-    _replace(path, make_card(facts))
+    write_text(path, make_card(card))
     return True
 
 
 def read_card(path: Path) -> str:
-    """The text, whatever its encoding is."""
+    """Return the text of a README.md, whatever its encoding is."""
     return path.read_text(encoding="utf-8", errors="replace")
 
 
 def is_generated(text: str) -> bool:
-    """Whether no person wrote it; metadata alone, which a new repository may have, is no text.
+    """Return whether no person wrote the text of a README.md.
+
+    Metadata alone, which a new repository may have, does not count as a person's text.
 
     >>> [is_generated("---\\nlicense: mit\\n---\\n" + text) for text in ("", "# Mine")]
     [True, False]
@@ -87,35 +92,20 @@ def is_generated(text: str) -> bool:
     return is_made or not re.sub(r"\A\s*---\s*\n.*?^---\s*$", "", text, flags=re.S | re.M).strip()
 
 
-def _size(files: list[Path]) -> int:
+def _size(files: Iterable[Path]) -> int:
     return sum(file.stat().st_size for file in files)
 
 
 def _weights(folder: Path) -> list[Path]:
-    """Of a dense model; empty where it is not saved yet."""
+    """Return the files with the weights of a dense model; none if it is not saved yet."""
     try:
         return dense_files(folder)
     except ValueError:
         return []
 
 
-def _pictures(folder: Path) -> dict[str, str]:
-    places = {name: f"{PICTURES}/{name}.png" for name in PICTURE_NAMES}
-    return {name: place for name, place in places.items() if (folder / place).is_file()}
-
-
-def _replace(path: Path, text: str) -> None:
-    """The file is the old one or the new one, whenever the process dies."""
-    temporary = path.with_name(f"{HIDDEN}{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def add_extras(folder: str | Path, packed: bool = True) -> None:
-    """Write `sparse/` and `pictures/` for the model and the run in `folder`; older ones go.
+    """Write `sparse/` and `pictures/` for the model and the run in `folder`, in place of old ones.
 
     Without matplotlib there are no pictures.
     """
@@ -142,9 +132,9 @@ def _add_packed(folder: Path) -> None:
 
 
 def remove_extras(folder: str | Path) -> None:
-    """Delete `sparse/` and `pictures/`, which are of the weights that lay in `folder` before.
+    """Delete `sparse/` and `pictures/`, which show weights that were in `folder` before.
 
-    Only what was written here: files of a person with the same names of folders stay.
+    Only files that this library wrote are deleted: a person's files in these folders stay.
     """
     sparse, pictures = Path(folder) / SPARSE, Path(folder) / PICTURES
     if _is_packed(sparse):
@@ -163,24 +153,17 @@ def _is_packed(folder: Path) -> bool:
     return dict(config.get("quantization_config") or {}).get("quant_method") == QUANT_METHOD
 
 
-def write_facts(folder: str | Path, facts: Card) -> None:
-    """Write the report and the record that the card is made of; a link gives way to a file."""
-    for name, save in ((REPORT_NAME, facts.report.save), (RECORD_NAME, facts.record.save)):
-        (Path(folder) / name).unlink(missing_ok=True)
-        save(folder)
-
-
-def copy_facts(source: str | Path, target: str | Path) -> None:
-    """Copy what a checkpoint says of its weights to the folder that is uploaded."""
+def copy_record_files(source: str | Path, target: str | Path) -> None:
+    """Copy report, run record and config of a checkpoint to the folder that is uploaded."""
     for name in (REPORT_NAME, RECORD_NAME, CONFIG_NAME):
         path = Path(source) / name
         if path.is_file():
-            _replace(Path(target) / name, path.read_text(encoding="utf-8"))
+            write_text(Path(target) / name, path.read_text(encoding="utf-8"))
 
 
 @functools.cache
 def find_license(base_model: str | None) -> str | None:
-    """The license that a model on the Hub states; None if it cannot be known now."""
+    """Return the license that a model on the Hub states; None if it cannot be known now."""
     if base_model is None:
         return None
     try:
@@ -188,5 +171,5 @@ def find_license(base_model: str | None) -> str | None:
     except (*HUB_ERRORS, HFValidationError) as error:
         logger.info(f"The license of {base_model} is not known: {error}")
         return None
-    found = [tag.removeprefix("license:") for tag in info.tags or [] if tag.startswith("license:")]
-    return found[0] if found else None
+    prefix = "license:"
+    return next((tag[len(prefix) :] for tag in info.tags or [] if tag.startswith(prefix)), None)

@@ -1,7 +1,8 @@
-"""A branch of a repository: what must go from it in a push, and what must stay."""
+"""A branch of a repository on the Hub: which files a push brings, and which ones it deletes."""
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -9,15 +10,17 @@ from pathlib import Path
 from huggingface_hub import HfApi
 from transformers.utils import logging
 
+from hf_cyclprune.files import STATE_NAME
 from hf_cyclprune.hub.page import (
     CARD_NAME,
+    HIDDEN,
     PICTURE_NAMES,
     PICTURES,
     SPARSE,
     is_generated,
     read_card,
 )
-from hf_cyclprune.hub.stage import link, staged
+from hf_cyclprune.packing.folder import PICKLES
 from hf_cyclprune.reporting.run import RECORD_NAME
 
 logger = logging.get_logger(__name__)
@@ -26,8 +29,33 @@ _WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.
 _PACKED = f"{SPARSE}/model.sparse*.safetensors"
 
 
+@contextmanager
+def staged(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder with links to the files of a model, to which files can be added.
+
+    Checkpoints, masks and pickles, which only a Trainer needs, are left out; the logs in runs/ are
+    not.
+    """
+    with tempfile.TemporaryDirectory(prefix="hf_cyclprune-") as temporary:
+        stage = Path(temporary) / (folder.resolve().name or "model")
+        stage.mkdir()
+        for path in [*folder.glob("*"), *folder.glob("runs/**/*")]:
+            is_hidden = path.name.startswith((HIDDEN, "."))
+            is_left = is_hidden or path.name == STATE_NAME or path.suffix.lower() in PICKLES
+            if path.is_file() and not is_left:
+                _link(path, stage / path.relative_to(folder))
+        yield stage
+
+
+def _link(path: Path, place: Path) -> None:
+    """Make `place` a link to a file, in place of whatever it was."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.unlink(missing_ok=True)
+    place.symlink_to(path.resolve())
+
+
 def find_old(there: Iterable[str]) -> list[str]:
-    """Of a branch's files those that belong to the weights in it: ours, and no person's.
+    """Return the files of a branch that belong to the weights in it, and to no person.
 
     >>> find_old(["model.safetensors", "pictures/density.png", "pictures/mine.png", "sparse/x"])
     ['model.safetensors', 'pictures/density.png']
@@ -45,21 +73,21 @@ class Branch:
 
     repo_id: str
     revision: str | None = None
-    """None is the main one."""
+    """The name of the branch; None is the main one."""
     token: str | None = None
-    """None is that of `hf auth login` or HF_TOKEN."""
+    """None is the token of `hf auth login` or HF_TOKEN."""
 
     @property
     def _api(self) -> HfApi:
         return HfApi(token=self.token)
 
     def create(self) -> None:
-        """Make the branch if it is not there; the main one and pull requests are."""
+        """Make the branch if it does not exist; the main one and pull requests always do."""
         if self.revision is not None and not self.revision.startswith("refs/"):
             self._api.create_branch(self.repo_id, branch=self.revision, exist_ok=True)
 
     def upload(self, folder: Path, message: str) -> None:
-        """One commit: the files of a folder come, and what belongs to other weights goes."""
+        """Add the files of a folder and delete those of other weights, in one commit."""
         self._api.upload_folder(
             repo_id=self.repo_id,
             folder_path=folder,
@@ -72,12 +100,12 @@ class Branch:
         return find_old(self._api.list_repo_files(self.repo_id, revision=self.revision))
 
     def replace_old(self, source: Path, folder: Path, message: str) -> None:
-        """Where a push by `Trainer` would leave files of other weights, replace the model first.
+        """Upload the model first if a push by `Trainer` would leave files of other weights.
 
         Args:
             source: the folder with the new model.
             folder: with its card and record, its pictures and packed copy if there are any.
-            message: of the commit.
+            message: the title of the commit.
         """
         places = ((folder if "/" in name else source) / name for name in self._old())
         if all(place.is_file() for place in places):
@@ -85,29 +113,24 @@ class Branch:
         with staged(source) as stage:
             extras = [*folder.glob(f"{SPARSE}/*"), *folder.glob(f"{PICTURES}/*")]
             for path in [folder / CARD_NAME, folder / RECORD_NAME, *extras]:
-                link(path, stage / path.relative_to(folder))
+                _link(path, stage / path.relative_to(folder))
             self.upload(stage, message)
 
     def keep_card(self, folder: Path) -> None:
-        """Put a person's README.md from the Hub into `folder`, unless a person wrote that one too.
+        """Copy README.md from the branch into `folder` if a person wrote it.
 
-        It is not written over.
+        One in `folder` that a person wrote stays.
         """
         here = folder / CARD_NAME
-        is_mine = here.is_file() and not is_generated(read_card(here))
-        if is_mine or not self._has_card():
+        if here.is_file() and not is_generated(read_card(here)):
+            return
+        if not self._api.file_exists(self.repo_id, CARD_NAME, revision=self.revision):
             return
         with tempfile.TemporaryDirectory() as place:
-            found = Path(
-                self._api.hf_hub_download(
-                    self.repo_id, CARD_NAME, revision=self.revision, local_dir=place
-                )
-            )
+            download, revision = self._api.hf_hub_download, self.revision
+            found = Path(download(self.repo_id, CARD_NAME, revision=revision, local_dir=place))
             if is_generated(read_card(found)):
                 return
             here.unlink(missing_ok=True)  # may be a link
             here.write_bytes(found.read_bytes())
-        logger.warning(f"The {CARD_NAME} of {self.repo_id} on the Hub was taken over.")
-
-    def _has_card(self) -> bool:
-        return self._api.file_exists(self.repo_id, CARD_NAME, revision=self.revision)
+        logger.warning(f"The {CARD_NAME} of {self.repo_id} on the Hub is kept: a person wrote it.")

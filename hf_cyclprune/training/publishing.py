@@ -22,7 +22,7 @@ from hf_cyclprune.hub.errors import PushError, explain, explained
 from hf_cyclprune.hub.page import (
     CARD_NAME,
     add_extras,
-    copy_facts,
+    copy_record_files,
     find_license,
     remove_extras,
     write_card,
@@ -190,7 +190,7 @@ class PushingTrainer(RecordingTrainer):
         """In `folder` its facts and weights come together, or neither if the Hub fails."""
         with tempfile.TemporaryDirectory(dir=folder, prefix="_page-") as temporary:
             page = Path(temporary)
-            copy_facts(checkpoint, page)
+            copy_record_files(checkpoint, page)
             self.save_record(facts.record, page)
             if (folder / CARD_NAME).is_file():
                 shutil.copyfile(folder / CARD_NAME, page / CARD_NAME)

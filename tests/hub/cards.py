@@ -1,4 +1,4 @@
-"""The metadata at the top of a README.md, and what the Hub takes from it."""
+"""Read and check the metadata at the top of a README.md as the Hub does."""
 
 from typing import Any
 
@@ -29,7 +29,7 @@ def read_metadata(text: str) -> dict[str, Any]:
 
 
 def find_errors(text: str) -> list[str]:
-    """What the Hub would refuse of a README.md."""
+    """Return the reasons why the Hub would refuse a README.md."""
     try:
         data = read_metadata(text)
     except ValueError as error:

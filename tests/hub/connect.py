@@ -1,4 +1,4 @@
-"""The clients of this process, imported without a network, meet a Hub of the tests."""
+"""Connect the clients of this process, imported without a network, to a Hub of the tests."""
 
 import time
 from types import SimpleNamespace
@@ -15,7 +15,7 @@ from tests.hub.server import WRITE_TOKEN, HubServer
 def connect(
     hub: HubServer, patch: pytest.MonkeyPatch, home: object, token: str | None = WRITE_TOKEN
 ) -> None:
-    """Until the patch is undone. The clients retry as they always do, but do not wait for it."""
+    """Send all requests to `hub` until the patch is undone; the clients retry without waiting."""
     for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_TOKEN_PATH"):
         patch.delenv(name, raising=False)
     if token is not None:

@@ -11,7 +11,7 @@ PREFIXES = {"model": "", "dataset": "datasets/", "space": "spaces/"}
 
 
 def user_info(user: User) -> dict[str, Any]:
-    """Who a token belongs to."""
+    """The owner of a token."""
     role = "write" if user.can_write else "read"
     return {
         "type": "user",
@@ -113,7 +113,7 @@ def _is_in(path: str, folder: str) -> bool:
 
 
 def commit_entry(commit: Commit) -> dict[str, Any]:
-    """One line of a history."""
+    """A commit as a line of the history."""
     return {
         "id": commit.oid,
         "title": commit.title,
@@ -141,5 +141,5 @@ def refs(repo: Repository) -> dict[str, Any]:
 
 
 def web_path(repo: Repository) -> str:
-    """Where a browser finds the repository."""
+    """The address of the repository in a browser."""
     return PREFIXES[repo.repo_type] + repo.repo_id

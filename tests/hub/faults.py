@@ -1,4 +1,4 @@
-"""What goes wrong on purpose: the Hub's answers that are late, refused or cut."""
+"""Disturb the Hub on purpose: its answers come late, are refused or are cut."""
 
 import threading
 from dataclasses import dataclass

@@ -32,13 +32,13 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", port), Handler)
 
     def server_bind(self) -> None:
-        """Without the look-up of the host's name that HTTPServer does."""
+        """Bind without looking up the host's name, as HTTPServer would."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind(self.server_address)
         self.server_address = self.socket.getsockname()
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that hangs up is none of the server's errors; everything else is."""
+        """Keep every error of the server, but not that a client hung up."""
         if not isinstance(sys.exc_info()[1], OSError):
             self.hub.crashes.append(traceback.format_exc())
 
@@ -59,7 +59,7 @@ class Handler(BaseHTTPRequestHandler):
         super().finish()
 
     def log_message(self, *_: object) -> None:
-        """Silent."""
+        """Log nothing."""
 
     def _handle(self) -> None:
         hub = self.server.hub

@@ -1,4 +1,4 @@
-"""What the Hub of the tests receives and sends."""
+"""The requests and the responses of the Hub of the tests."""
 
 import json
 from collections.abc import Mapping
@@ -11,11 +11,11 @@ from tests.hub.storage import HubError, Repository, Storage, User
 
 @dataclass(frozen=True)
 class Request:
-    """What was received; the token is left out, `has_token` says whether there was one."""
+    """A request that was received, without its token: `has_token` says whether it had one."""
 
     method: str
     path: str
-    """With the query."""
+    """The path with the query."""
     headers: Mapping[str, str]
     body: bytes
     has_token: bool
@@ -30,7 +30,7 @@ class Request:
 
 @dataclass
 class Response:
-    """What is sent."""
+    """A response that is sent."""
 
     status: int = 200
     body: bytes = b""

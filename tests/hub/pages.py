@@ -1,4 +1,4 @@
-"""Whether a commit on the Hub of the tests tells the truth about the weights in it."""
+"""Check that a commit on the Hub of the tests describes the weights in it correctly."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ IN_PROGRESS = "Training in progress"
 
 
 def contents(commit):
-    """Path -> bytes."""
+    """Return the files of a commit: path -> bytes."""
     return {path: blob.content for path, blob in commit.files.items()}
 
 
@@ -38,10 +38,10 @@ def check_page(files, tmp_path, is_final=True, has_packed=True):
     (tmp_path / "weights").mkdir(exist_ok=True)
     (tmp_path / "weights" / "model.safetensors").write_bytes(files["model.safetensors"])
     assert record["fingerprint"] == fingerprint(tmp_path / "weights")
-    is_done = record["step"] is None or record["step"] >= record["total_steps"]
-    assert (IN_PROGRESS in card) != is_done
-    told = f"after optimizer step {record['weights_step']} of {record['total_steps']}"
-    assert (told in card) == (record["total_steps"] is not None) == ("after optimizer step" in card)
+    is_known = record["total_steps"] is not None
+    assert (IN_PROGRESS in card) == (is_known and record["step"] < record["total_steps"])
+    steps = f"after optimizer step {record['weights_step']} of {record['total_steps']}"
+    assert (steps in card) == is_known == ("after optimizer step" in card)
     assert ('subfolder="sparse"' in card) == has_packed
     assert ("pictures/" in card) == is_final
     if has_packed:
@@ -50,7 +50,7 @@ def check_page(files, tmp_path, is_final=True, has_packed=True):
 
 
 def check_packed(files, weights, folder):
-    """The copy in sparse/ is that of the root, bit by bit."""
+    """Check that the copy in sparse/ equals the weights in the root, bit by bit."""
     folder.mkdir(exist_ok=True)
     for path in folder.iterdir():
         path.unlink()

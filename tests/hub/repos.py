@@ -36,21 +36,21 @@ CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 
 def add_tiny_bert(hub: HubServer, repo_id: str = BERT) -> None:
-    """A BERT of two layers and 32 units without a classifier, and its tokenizer."""
+    """Add a BERT of two layers and 32 units without a classifier, and its tokenizer."""
     with tempfile.TemporaryDirectory() as folder:
         save_tiny_bert(folder)
         hub.add_folder(repo_id, folder)
 
 
 def save_tiny_bert(folder: str | Path) -> None:
-    """The same as a folder."""
+    """Save the same model and tokenizer in a folder."""
     tokenizer = make_tokenizer()
     tokenizer.save_pretrained(folder)
     make_bert(len(tokenizer)).save_pretrained(folder)
 
 
 def make_tokenizer() -> BertTokenizer:
-    """Knows the words of the sentences here, and spells every other one."""
+    """A tokenizer that knows the words of the sentences here and spells every other one."""
     pieces = [f"##{character}" for character in CHARACTERS]
     tokens = [*SPECIAL, *CHARACTERS, *".,?!'-:;()", *pieces, *SMALL, *GOOD, *BAD, *NOUNS, *VERBS]
     vocab = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
@@ -58,7 +58,7 @@ def make_tokenizer() -> BertTokenizer:
 
 
 def make_bert(vocab_size: int) -> BertForPreTraining:
-    """The same weights at every call."""
+    """A BERT with the same weights at every call."""
     config = BertConfig(
         vocab_size=vocab_size,
         hidden_size=32,
@@ -73,7 +73,7 @@ def make_bert(vocab_size: int) -> BertForPreTraining:
 
 
 def write_tiny_glue(folder: str | Path, num_rows: int = 8) -> None:
-    """All nine tasks as TASK/SPLIT.parquet."""
+    """Write all nine tasks as TASK/SPLIT.parquet."""
     for task in TASKS.values():
         (Path(folder) / task.name).mkdir(parents=True, exist_ok=True)
         for split, rows in make_splits(task, num_rows).items():
@@ -81,7 +81,7 @@ def write_tiny_glue(folder: str | Path, num_rows: int = 8) -> None:
 
 
 def add_tiny_glue(hub: HubServer, num_rows: int = 8, repo_id: str = GLUE) -> None:
-    """All nine tasks, laid out as on the Hub."""
+    """Add all nine tasks, laid out as on the Hub."""
     with tempfile.TemporaryDirectory() as folder:
         write_tiny_glue(folder, num_rows)
         files = {
@@ -105,7 +105,7 @@ def make_splits(task: GlueTask, num_rows: int) -> "dict[str, Dataset]":
 
 
 def make_features(task: GlueTask) -> "Features":
-    """Texts, label and index."""
+    """The columns of a task: texts, label and index."""
     from datasets import ClassLabel, Features, Value
 
     label = Value("float32") if task.is_regression else ClassLabel(names=list(task.labels))
@@ -136,7 +136,7 @@ def _make_sentence(draw: random.Random, share: float) -> str:
 
 
 def _glue_card(files: dict[str, bytes], num_rows: int) -> str:
-    """A README.md that says which file is which split, and what its columns are."""
+    """A README.md that lists the files of each split and their columns."""
     configs, infos = [], []
     for task in TASKS.values():
         names = ("train", *task.validation_splits, *task.test_splits)

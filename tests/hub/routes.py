@@ -1,4 +1,4 @@
-"""The addresses of the Hub, and who answers each."""
+"""The addresses of the Hub, and the functions that answer them."""
 
 import re
 from collections.abc import Callable

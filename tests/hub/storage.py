@@ -1,4 +1,4 @@
-"""What the Hub of the tests keeps, in memory: users, and repositories with their commits."""
+"""The contents of the Hub of the tests, in memory: users, and repositories with their commits."""
 
 import hashlib
 import threading
@@ -25,7 +25,7 @@ class HubError(Exception):
 
 @dataclass(frozen=True)
 class User:
-    """Who a token belongs to; `can_write` is a property of the token, as on the Hub."""
+    """The owner of a token; `can_write` is a property of the token, as on the Hub."""
 
     name: str
     orgs: tuple[str, ...] = ()
@@ -49,7 +49,7 @@ class Blob:
 
     @property
     def pointer(self) -> bytes:
-        """What git keeps of a large file."""
+        """The pointer that git keeps in the place of a large file."""
         return (
             "version https://git-lfs.github.com/spec/v1\n"
             f"oid sha256:{self.sha256}\nsize {len(self.content)}\n"
@@ -62,7 +62,7 @@ class Blob:
 
     @property
     def oid(self) -> str:
-        """What the client compares with a local file."""
+        """The value that the client compares with a local file."""
         return self.sha256 if self.is_lfs else self.git_oid
 
 

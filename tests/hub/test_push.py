@@ -1,4 +1,4 @@
-"""`hf-cyclprune push`, and what a stranger finds on the Hub afterwards."""
+"""`hf-cyclprune push`, and the page that a stranger finds on the Hub afterwards."""
 
 import errno
 import json
@@ -73,7 +73,7 @@ def snapshot(folder):
 
 @pytest.fixture
 def push(capsys, folder):
-    """Runs the verb on the folder, which it must not change; the URL, or the error's sentence."""
+    """Run the verb on the folder, which must not change it; return the URL or the error."""
 
     def run(*flags, source=None, repo=REPO, succeeds=True):
         before = snapshot(folder)
@@ -179,21 +179,30 @@ def test_the_card_of_a_person_stays(hub, push, folder):
 
 
 FAULTS = {
-    "the server is down": (lambda hub: hub.stop(), "the Hub must be reachable"),
-    "500 on the weights": (lambda hub: hub.fail_next("PUT", "/lfs/", times=None), "got 500"),
-    "500 on the commit": (lambda hub: hub.fail_next("POST", "/commit/", times=None), "got 500"),
+    "the server is down": (lambda hub: hub.stop(), "The Hub cannot be reached"),
+    "500 on the weights": (
+        lambda hub: hub.fail_next("PUT", "/lfs/", times=None),
+        "The Hub rejected the push",
+    ),
+    "500 on the commit": (
+        lambda hub: hub.fail_next("POST", "/commit/", times=None),
+        "The Hub rejected the push",
+    ),
     "cut in a file": (
         lambda hub: hub.cut_connection("PUT", "/lfs/", 99, "request", times=None),
-        "the Hub must be reachable",
+        "The Hub cannot be reached",
     ),
     "cut in the commit": (
         lambda hub: hub.cut_connection("POST", "/commit/", 99, "request", times=None),
-        "the Hub must be reachable",
+        "The Hub cannot be reached",
     ),
-    "500 on the old card": (lambda hub: hub.fail_next(None, "/resolve/", times=None), "got 500"),
+    "500 on the old card": (
+        lambda hub: hub.fail_next(None, "/resolve/", times=None),
+        "The Hub rejected the push",
+    ),
     "cut in the old card": (
         lambda hub: hub.cut_connection("GET", "/resolve/", 9, times=None),
-        "the Hub must be reachable",
+        "The Hub cannot be reached",
     ),
     "a card that is refused": (
         lambda hub: hub.fail_next("POST", "/validate-yaml", 400, times=None),
@@ -219,20 +228,22 @@ def test_a_push_that_fails_is_one_sentence_and_the_next_one_ends_it(fault, hub, 
 
 def test_a_repository_that_is_not_ones_own_is_left_alone(hub, push, monkeypatch):
     hub.add_repo("stranger/model", {"a.txt": b"a"})
-    assert "got 'stranger/model', 403" in push(repo="stranger/model", succeeds=False)
-    assert "got 'nobody/new', 403" in push(repo="nobody/new", succeeds=False)
+    for repo in ("stranger/model", "nobody/new"):
+        line = push(repo=repo, succeeds=False)
+        assert f"may not write to '{repo}': the Hub answered 403" in line
     line = push("--revision", "refs/pr/9", succeeds=False)
-    assert "revision must be a branch of 'tester/pruned'; got 404" in line
+    assert "'tester/pruned' has no branch with the name that was given as revision" in line
+    assert "the Hub answered 404" in line
     monkeypatch.setenv("HF_TOKEN", READ_TOKEN)
     assert "a token with the right to write" in push(repo="tester/other", succeeds=False)
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
-    assert "a token for the Hub must be given" in push(succeeds=False)
+    assert "needs a valid token for the Hub: the Hub answered 401" in push(succeeds=False)
     monkeypatch.setenv("HF_TOKEN", STRANGER_TOKEN)
-    assert "got 'tester/pruned', 403" in push(succeeds=False)
+    assert "may not write to 'tester/pruned': the Hub answered 403" in push(succeeds=False)
     monkeypatch.delenv("HF_TOKEN")
     assert "Run `hf auth login`, or set HF_TOKEN." in push(succeeds=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert "HF_HUB_OFFLINE must not be set" in push(succeeds=False)
+    assert "while HF_HUB_OFFLINE is set" in push(succeeds=False)
     assert {*hub.storage.repositories} == {("model", "stranger/model"), ("model", REPO)}
     assert hub.files("stranger/model") == {"a.txt": b"a"}
     assert len(hub.commits(REPO)) == 1
@@ -303,17 +314,19 @@ def fails_half_way(path):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
-@pytest.mark.parametrize("name", ["page.pack", "push.write_facts", "page.Path.write_text"])
+FULL_DISK = {
+    "hub.page.pack": lambda _, place: fails_half_way(f"{place}.x"),
+    "reporting.report.SparsityReport.save": lambda _, stage: fails_half_way(stage / "half.json"),
+    "files.Path.write_text": lambda path, *_, **__: fails_half_way(path),
+}
+
+
+@pytest.mark.parametrize("name", FULL_DISK)
 def test_a_full_disk_is_one_sentence_and_nothing_is_lost(name, hub, push, monkeypatch, tmp_path):
-    full = {
-        "page.pack": lambda _, place: fails_half_way(f"{place}.x"),
-        "push.write_facts": lambda stage, _: fails_half_way(stage / "half.json"),
-        "page.Path.write_text": lambda path, *_, **__: fails_half_way(path),
-    }
     with monkeypatch.context() as patch:
-        patch.setattr(f"hf_cyclprune.hub.{name}", full[name])
+        patch.setattr(f"hf_cyclprune.{name}", FULL_DISK[name])
         line = push(succeeds=False)
-    assert "must have room for the files of a push to 'tester/pruned'; got 'No space left" in line
+    assert "no room for the files of the push to 'tester/pruned': No space left" in line
     assert len(hub.commits(REPO)) == 1
     push()
     check_page(hub.files(REPO), tmp_path)

@@ -56,7 +56,7 @@ def update_settings(call: Call) -> Response:
 
 
 def preupload(call: Call) -> Response:
-    """Says of each file how it is to be sent, and which content is there already."""
+    """Tell for each file how to send it, and whether its content is there already."""
     files = _branch(call.repo(writing=True), call.revision()).files
 
     def entry(path: str, size: int) -> dict[str, Any]:
@@ -160,7 +160,7 @@ def delete_tag(call: Call) -> Response:
 
 
 def large_batch(call: Call) -> Response:
-    """Says where to put each large file that is not there yet."""
+    """Tell where to put each large file that is not there yet."""
     repo, base = call.repo(writing=True), call.request.base_url
 
     def entry(oid: str, size: int) -> dict[str, Any]:
