@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from hf_cyclprune.files import STATE_NAME, write_json
 from hf_cyclprune.packing.errors import PackedError
@@ -36,7 +36,7 @@ from hf_cyclprune.packing.manifest import (
     read_config,
     write_index,
 )
-from hf_cyclprune.packing.weights import PackedWeights, model_class
+from hf_cyclprune.packing.weights import NO_CODE, PackedWeights, model_class, read_model_config
 
 PICKLES = (
     *(".bin", ".pt", ".pth", ".pkl", ".pickle", ".dill", ".joblib", ".npy", ".npz", ".ckpt"),
@@ -56,14 +56,15 @@ def pack(source: str | Path, target: str | Path, dtype: torch.dtype | None = Non
         dtype: Convert floating-point tensors first, which changes the weights; None keeps them.
 
     Raises:
-        ValueError: `source` holds no model, or one that is packed or quantized already; or
-            `target` holds files.
+        ValueError: `source` holds no model that transformers knows, or one that is packed or
+            quantized already; or `target` holds files.
     """
     source = Path(source)
     config = read_config(source)
     if "quantization_config" in config:
         raise ValueError(f"The model in '{source}' is packed or quantized. Unpack it first.")
     files = dense_files(source)
+    read_model_config(source)
     with _new_folder(target) as folder:
         places: dict[str, str] = {}
         for number, file in enumerate(files, start=1):
@@ -135,12 +136,12 @@ def load_packed(folder: str | Path, **options: Any) -> PreTrainedModel:
         PackedError: The packed model is damaged; the error names the file or the tensor.
     """
     weights = PackedWeights(Path(folder))
-    config = AutoConfig.from_pretrained(folder)
+    config = read_model_config(folder)
     del config.quantization_config
     state_dict = {name: weights.read(name) for name in weights.names}
     try:
         model: PreTrainedModel = model_class(config).from_pretrained(
-            None, config=config, state_dict=state_dict, **options
+            None, config=config, state_dict=state_dict, **options, **NO_CODE
         )
     except RuntimeError as error:
         raise PackedError(

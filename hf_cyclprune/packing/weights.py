@@ -29,6 +29,9 @@ from hf_cyclprune.packing.manifest import (
     read_config,
 )
 
+NO_CODE: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+"""Options of every from_pretrained of a folder: no code from it runs, and nothing is asked."""
+
 
 class DenseWeights:
     """The tensors in the safetensors files of a dense model."""
@@ -59,7 +62,7 @@ class PackedWeights:
             found += [name.removesuffix(SUFFIX) for name in names]
         manifest.check_names(folder, found)
         self.names = set(found)
-        self._max_size = count_weights(AutoConfig.from_pretrained(folder))
+        self._max_size = count_weights(read_model_config(folder))
 
     def by_file(self) -> dict[str, list[str]]:
         """Return the names of the tensors in each file."""
@@ -153,6 +156,25 @@ def _first_difference(x: Tensor, y: Tensor) -> str | None:
     return f" in {differs.size} elements, first at [{place}]: {values}"
 
 
+def read_model_config(folder: str | Path) -> PretrainedConfig:
+    """Return the config of the model in a folder; code that lies there never runs.
+
+    Raises:
+        ValueError: There is no readable config.json, or transformers does not know the model
+            without code of its own ("auto_map").
+    """
+    read_config(Path(folder))
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(folder, **NO_CODE)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"transformers does not know the model in '{folder}', and code from a folder is never "
+            f"run: {reason} Save the model with a class of transformers."
+        ) from error
+    return config
+
+
 def model_class(config: PretrainedConfig) -> Any:
     """Return the class that saved a model, or AutoModel if it is not a class of transformers."""
     for name in config.architectures or []:
@@ -166,5 +188,6 @@ def count_weights(config: PretrainedConfig) -> int:
     """Return the number of elements in all tensors of a model, without the memory for them."""
     cls = model_class(config)
     with torch.device("meta"):
-        model = cls.from_config(config) if issubclass(cls, AutoModel) else cls(config)
+        is_auto = issubclass(cls, AutoModel)
+        model = cls.from_config(config, trust_remote_code=False) if is_auto else cls(config)
     return sum(tensor.numel() for tensor in model.state_dict().values())

@@ -11,11 +11,11 @@ from typing import Any
 
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from hf_cyclprune.config import CONFIG_NAME, PruningConfig, load_config
 from hf_cyclprune.files import read_json
-from hf_cyclprune.packing.weights import model_class
+from hf_cyclprune.packing.weights import NO_CODE, model_class, read_model_config
 from hf_cyclprune.reporting.metrics import evaluated, is_number
 from hf_cyclprune.reporting.numbers import percent
 from hf_cyclprune.reporting.report import (
@@ -183,15 +183,9 @@ def read_model(folder: str | Path) -> PreTrainedModel:
     Raises:
         ValueError: the folder holds no model, or a damaged one.
     """
-    if not (Path(folder) / "config.json").is_file():
-        raise ValueError(
-            f"DIR must be a folder with a saved model; '{folder}' has no config.json. Pass the "
-            "output_dir of a run, or one of its checkpoints."
-        )
-    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    cls = model_class(AutoConfig.from_pretrained(folder, **options))
+    cls = model_class(read_model_config(folder))
     try:
-        model: PreTrainedModel = cls.from_pretrained(folder, **options)
+        model: PreTrainedModel = cls.from_pretrained(folder, **NO_CODE)
     except (SafetensorError, RuntimeError) as error:  # torn, or not those of config.json
         raise ValueError(
             f"The weights in '{folder}' are not those of the model in its config.json: {error}. "
