@@ -8,6 +8,9 @@ import transformers
 from hf_cyclprune import PruningConfig, prune_
 
 DENSE, PACKED = "model.safetensors", "model.sparse.safetensors"
+QUERY = "bert.encoder.layer.0.attention.self.query.weight"
+KEY = "bert.encoder.layer.0.attention.self.key.weight"
+BIAS = "bert.encoder.layer.0.attention.self.query.bias"
 SIZES = {
     "vocab_size": 40,
     "hidden_size": 16,
