@@ -1,12 +1,15 @@
-"""One clear sentence for a value out of its range: argument, rule, value, remedy."""
+"""Checks of the values that users give.
+
+Every error names the argument, its rule, the value that was given, and what to write instead.
+"""
 
 import difflib
 import re
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Sequence
+from typing import TypeGuard
 
 
-def check_sparsity(value: Any) -> None:
+def check_sparsity(value: object) -> None:
     """Raise a ValueError unless `value` is a number in [0, 1)."""
     if _is_number(value) and 0 <= value < 1:
         return
@@ -16,7 +19,7 @@ def check_sparsity(value: Any) -> None:
     raise ValueError(f"sparsity must be a fraction in [0, 1); got {value!r}. {hint}")
 
 
-def check_fraction(argument: str, value: Any) -> None:
+def check_fraction(argument: str, value: object) -> None:
     """Raise a ValueError unless `value` is a number in [0, 1]."""
     if not _is_number(value) or not 0 <= value <= 1:
         raise ValueError(
@@ -24,39 +27,49 @@ def check_fraction(argument: str, value: Any) -> None:
         )
 
 
-def check_count(argument: str, value: Any) -> None:
-    """Raise a ValueError unless `value` is an integer of at least 1."""
+def check_count(argument: str, value: object) -> None:
+    """Raise a ValueError unless `value` is an integer >= 1."""
     if not _is_integer(value) or value < 1:
-        raise ValueError(f"{argument} must be an integer of at least 1; got {value!r}. Pass one.")
+        raise ValueError(f"{argument} must be an integer >= 1; got {value!r}.")
 
 
-def check_integer(argument: str, value: Any) -> None:
+def check_integer(argument: str, value: object) -> None:
     """Raise a ValueError unless `value` is an integer."""
     if not _is_integer(value):
         raise ValueError(f"{argument} must be an integer; got {value!r}. Pass for example 0.")
 
 
-def check_flag(argument: str, value: Any) -> None:
+def check_flag(argument: str, value: object) -> None:
     """Raise a ValueError unless `value` is a bool."""
     if not isinstance(value, bool):
         raise ValueError(f"{argument} must be True or False; got {value!r}. Pass one of the two.")
 
 
-def check_known(argument: str, value: Any, known: Iterable[str]) -> None:
-    """Raise a ValueError with the nearest known name unless `value` is one."""
+def check_known(argument: str, value: object, known: Collection[str]) -> None:
+    """Raise a ValueError that suggests the nearest name unless `value` is in `known`."""
     if isinstance(value, str) and value in known:
         return
-    near = difflib.get_close_matches(str(value), known, n=1)
-    hint = f"Did you mean '{near[0]}'?" if near else "Choose one of them."
+    near = nearest_name(str(value), known)
+    hint = f"Did you mean '{near}'?" if near else "Choose one of them."
     raise ValueError(f"{argument} must be one of {', '.join(known)}; got {value!r}. {hint}")
 
 
-def check_expressions(argument: str, values: Any) -> None:
-    """Raise a ValueError unless this is None or a list of regular expressions."""
+def nearest_name(name: str, known: Iterable[str]) -> str | None:
+    """Return the name that was probably meant, or None if none is close.
+
+    >>> nearest_name("sparsty", ["pattern", "sparsity"])
+    'sparsity'
+    """
+    return next(iter(difflib.get_close_matches(name, list(known), n=1)), None)
+
+
+def check_expressions(argument: str, values: object) -> None:
+    """Raise a ValueError unless `values` is None or a list of regular expressions."""
     if values is None:
         return
-    is_list = isinstance(values, Sequence) and not isinstance(values, str)
-    if not is_list or not all(isinstance(value, str) for value in values):
+    if isinstance(values, str) or not (
+        isinstance(values, Sequence) and all(isinstance(value, str) for value in values)
+    ):
         raise ValueError(
             f"{argument} must be a list of regular expressions; got {values!r}. "
             f"Write {argument}=['query', 'key'], for example."
@@ -71,9 +84,9 @@ def check_expressions(argument: str, values: Any) -> None:
             ) from error
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _is_integer(value: Any) -> bool:
+def _is_integer(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)

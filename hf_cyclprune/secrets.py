@@ -1,4 +1,4 @@
-"""A token that no file can hold."""
+"""Keep access tokens out of files and logs."""
 
 import re
 from typing import Any
@@ -8,10 +8,10 @@ _FLAG = re.compile(r"-+[\w-]*(token|password|secret|api[_-]?key)", re.IGNORECASE
 
 
 class Secret(str):
-    """Text that is the same in use, and None once it was pickled.
+    """A string that can be used like any other, but is None after pickling.
 
-    transformers pickles its arguments into training_args.bin, the token for the Hub among them, and
-    uploads that file.
+    transformers pickles the training arguments, which can hold a token for the Hub, into
+    training_args.bin and uploads that file.
 
     >>> import pickle
     >>> "Bearer " + Secret("hf_x"), pickle.loads(pickle.dumps(Secret("hf_x")))
@@ -20,28 +20,28 @@ class Secret(str):
 
     __slots__ = ()
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
+    def __reduce_ex__(self, protocol: object) -> tuple[type[None], tuple[()]]:
         return type(None), ()
 
     def __copy__(self) -> "Secret":
         return self
 
-    def __deepcopy__(self, memo: Any) -> "Secret":
+    def __deepcopy__(self, memo: object) -> "Secret":
         return self
 
 
 def hide_token(args: Any) -> None:
-    """Keep the token of training arguments out of training_args.bin; None is left alone."""
+    """Make the token in training arguments, if there is one, a `Secret`."""
     if getattr(args, "hub_token", None) is not None:
         args.hub_token = Secret(args.hub_token)
 
 
 def redact(arguments: list[str], token: str | None = None) -> list[str]:
-    """A command line without the values of its tokens.
+    """Return a command line in which every token is replaced by "<token>".
 
     Args:
-        arguments: as they were given.
-        token: one that is known, whatever the flag was that gave it.
+        arguments: the words of the command line.
+        token: a known token, which is replaced wherever it occurs.
 
     >>> redact(["glue", "--hub_token", "hf_x", "--hub-token=hf_x", "--seed", "1", "hf_abcdefghij"])
     ['glue', '--hub_token', '<token>', '--hub-token=<token>', '--seed', '1', '<token>']
