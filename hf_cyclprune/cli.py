@@ -1,10 +1,16 @@
-"""`hf-cyclprune VERB ..`: each verb is a few lines over the public API."""
+"""The command `hf-cyclprune VERB`: each verb is a few lines over the public API.
+
+A verb is a function with its command-line arguments above it: its name, without the underscore, is
+the verb's, its docstring is the help text.
+"""
 
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,163 +23,182 @@ from hf_cyclprune.reporting.folder import report_folder
 from hf_cyclprune.reporting.table import print_table
 from hf_cyclprune.secrets import redact
 
-DTYPES = ("float32", "bfloat16", "float16")
+_Argument = tuple[str, dict[str, Any]]
+_VERBS: dict[Callable[..., None], Sequence[_Argument]] = {}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; 0 on success, 1 with one line on stderr for a user's error."""
-    parser = _parser()
+    """Run one verb; return 0, or 1 after one line on stderr about a user's error."""
+    parser = _build_parser()
     options, flags = parser.parse_known_args(argv)
-    if flags and options.run is not _glue:
+    values = vars(options)
+    run = values.pop("run")
+    if run is _glue:
+        values["flags"] = flags
+    elif flags:
         parser.error(f"unrecognized arguments: {' '.join(redact(flags))}")
-    options.flags = flags
     try:
-        options.run(options)
+        run(**values)
     except (ValueError, OSError, ImportError) as error:
         print(f"hf-cyclprune: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="hf-cyclprune", description="Cyclical pruning for transformers."
     )
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
-
-    glue = verbs.add_parser(
-        "glue", help="fine-tune on a task of GLUE, pruned or not", add_help=False
-    )
-    glue.set_defaults(run=_glue)
-
-    report = verbs.add_parser("report", help="count the zeros of a saved model")
-    report.add_argument("folder", metavar="DIR", help="a folder with config.json and weights")
-    report.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    report.set_defaults(run=_report)
-
-    pack = verbs.add_parser("pack", help="write a model smaller, its sparse weights packed")
-    pack.add_argument("source", metavar="IN", help="a folder with config.json and safetensors")
-    pack.add_argument("target", metavar="OUT", help="a new folder")
-    pack.add_argument(
-        "--dtype", choices=DTYPES, help="convert first, which changes the weights (default: keep)"
-    )
-    pack.set_defaults(run=_pack)
-
-    unpack = verbs.add_parser("unpack", help="write a packed model as an ordinary dense one")
-    unpack.add_argument("source", metavar="IN", help="a packed folder")
-    unpack.add_argument("target", metavar="OUT", help="a new folder")
-    unpack.set_defaults(run=_unpack)
-
-    verify = verbs.add_parser("verify", help="compare the weights of two folders bit by bit")
-    verify.add_argument("a", metavar="A", help="a folder with a model, dense or packed")
-    verify.add_argument("b", metavar="B", help="another one")
-    verify.set_defaults(run=_verify)
-
-    push = verbs.add_parser(
-        "push",
-        help="push a pruned model to the Hub, with card and pictures",
-        epilog="The token is that of `hf auth login`, or HF_TOKEN.",
-    )
-    push.add_argument("folder", metavar="DIR", help="the output_dir of a run; it is not changed")
-    push.add_argument("repo_id", metavar="REPO", help="user/name; made if it is not there")
-    push.add_argument("--private", action="store_true", help="if the repository is new")
-    push.add_argument("--revision", help="a branch; made if it is not there (default: main)")
-    push.add_argument("--no-packed", action="store_true", help="without a packed copy in sparse/")
-    push.add_argument(
-        "--dense_run", metavar="DIR", help="a dense run of the same task, to compare with"
-    )
-    push.set_defaults(run=_push)
-
-    plot = verbs.add_parser("plot", help="draw one run, or compare several")
-    plot.add_argument("runs", metavar="RUN", nargs="+", help="the output_dir of a run")
-    plot.add_argument("--output_dir", default=".", help="where to write (default: %(default)s)")
-    plot.set_defaults(run=_plot)
-
-    demo = verbs.add_parser("demo", help="prune a small BERT on a small task, without a network")
-    demo.add_argument("--output_dir", help="keep the pruned model there (default: do not keep it)")
-    demo.set_defaults(run=_demo)
+    for run, arguments in _VERBS.items():
+        name, text = run.__name__.removeprefix("_"), run.__doc__ or ""
+        # glue parses its many flags itself, --help included
+        verb = verbs.add_parser(name, help=text, description=text, add_help=run is not _glue)
+        verb.set_defaults(run=run)
+        for argument, options in arguments:
+            verb.add_argument(argument, **options)
     return parser
 
 
-def _glue(options: argparse.Namespace) -> None:
+def _verb(*arguments: _Argument) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register a function as a verb with these arguments."""
+
+    def register(run: Callable[..., None]) -> Callable[..., None]:
+        _VERBS[run] = arguments
+        return run
+
+    return register
+
+
+def _argument(name: str, **options: Any) -> _Argument:
+    return name, options
+
+
+@contextmanager
+def _extra(name: str) -> Iterator[None]:
+    """Explain an import error where packages of an extra are missing."""
     try:
-        from hf_cyclprune.glue.flags import parse_flags
-        from hf_cyclprune.glue.run import run_glue
+        yield
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"glue must have the packages of its extra; got no '{error.name}'. Run "
-            '`pip install "hf_cyclprune[glue]"`.'
+            f'`hf-cyclprune {name}` needs the packages of the "{name}" extra, but '
+            f"'{error.name}' is not installed. Run `pip install \"hf_cyclprune[{name}]\"`."
         ) from error
-    glue, args = parse_flags(options.flags)
-    run_glue(glue, args)
 
 
-def _report(options: argparse.Namespace) -> None:
-    report = report_folder(options.folder)
-    if options.json:
+@_verb()
+def _glue(flags: list[str]) -> None:
+    """Fine-tune a model on a task of GLUE, pruned or not."""
+    with _extra("glue"):
+        from hf_cyclprune.glue.flags import parse_flags
+        from hf_cyclprune.glue.run import run_glue
+    run_glue(*parse_flags(flags))
+
+
+@_verb(
+    _argument("folder", metavar="DIR", help="folder with config.json and weights"),
+    _argument("--json", action="store_true", dest="as_json", help="print JSON, for programs"),
+)
+def _report(folder: str, as_json: bool) -> None:
+    """Count the zeros of a saved model."""
+    report = report_folder(folder)
+    if as_json:
         print(json.dumps(report.to_dict(), indent=2))
     else:
         print_table(report)
 
 
-def _demo(options: argparse.Namespace) -> None:
-    from hf_cyclprune.demo.run import run_demo  # needs the packages of the extra
-
-    run_demo(options.output_dir)
-
-
-def _pack(options: argparse.Namespace) -> None:
-    dtype = None if options.dtype is None else getattr(torch, options.dtype)
-    pack(options.source, options.target, dtype)
-    before, after = (_weight_bytes(folder) for folder in (options.source, options.target))
+@_verb(
+    _argument("source", metavar="IN", help="folder with config.json and safetensors"),
+    _argument("target", metavar="OUT", help="new folder for the packed model"),
+    _argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="convert the weights first; a 16-bit dtype saves more but rounds them (default: keep)",
+    ),
+)
+def _pack(source: str, target: str, dtype: str | None) -> None:
+    """Write a smaller copy of a model, with its sparse weights packed."""
+    pack(source, target, None if dtype is None else getattr(torch, dtype))
+    before, after = (
+        sum(path.stat().st_size for path in Path(folder).glob("*.safetensors"))
+        for folder in (source, target)
+    )
     print(f"{before:,} bytes of weights -> {after:,} ({after / before:.1%})")
     if dtype is not None:
-        print(
-            f"The weights were rounded to {options.dtype}: they are not those of the model in IN."
-        )
+        print(f"The weights were rounded to {dtype}: they are not those of the model in IN.")
 
 
-def _weight_bytes(folder: str) -> int:
-    return sum(path.stat().st_size for path in Path(folder).glob("*.safetensors"))
+@_verb(
+    _argument("source", metavar="IN", help="packed folder"),
+    _argument("target", metavar="OUT", help="new folder for the dense model"),
+)
+def _unpack(source: str, target: str) -> None:
+    """Write a packed model as an ordinary dense one."""
+    unpack(source, target)
 
 
-def _unpack(options: argparse.Namespace) -> None:
-    unpack(options.source, options.target)
-
-
-def _verify(options: argparse.Namespace) -> None:
-    difference = verify(options.a, options.b)
+@_verb(
+    _argument("a", metavar="A", help="folder with a model, dense or packed"),
+    _argument("b", metavar="B", help="folder with the model to compare"),
+)
+def _verify(a: str, b: str) -> None:
+    """Compare the weights in two folders bit by bit."""
+    difference = verify(a, b)
     if difference is not None:
-        raise ValueError(f"the weights must be the same; got: {difference}.")
-    print("The same tensors, bit by bit.")
+        raise ValueError(f"The weights differ: {difference}.")
+    print("The weights are the same, bit by bit.")
 
 
-def _push(options: argparse.Namespace) -> None:
-    check_repo_id(options.repo_id)
-    check_pushable(Path(options.folder))
-    facts = card_of_folder(options.folder, options.dense_run)
+@_verb(
+    _argument("folder", metavar="DIR", help="output_dir of a run; it is not changed"),
+    _argument("repo_id", metavar="REPO", help="user/name; created if it does not exist"),
+    _argument("--private", action="store_true", help="if REPO is created, make it private"),
+    _argument("--revision", help="branch to push to, created if missing (default: main)"),
+    _argument("--no_packed", action="store_true", help="leave out the packed copy in sparse/"),
+    _argument(
+        "--dense_run",
+        metavar="DIR",
+        help="output_dir of a dense run of the same task; the card then compares the two",
+    ),
+)
+def _push(
+    folder: str, repo_id: str, dense_run: str | None, private: bool, no_packed: bool, **options: Any
+) -> None:
+    """Push a pruned model to the Hub with the token of `hf auth login` or HF_TOKEN."""
+    check_repo_id(repo_id)
+    check_pushable(Path(folder))
+    card = card_of_folder(folder, dense_run)
     try:
         url = push_folder(
-            options.folder,
-            options.repo_id,
-            facts,
-            private=options.private or None,
-            revision=options.revision,
-            packed=not options.no_packed,
+            folder, repo_id, card, private=private or None, packed=not no_packed, **options
         )
     except KeyboardInterrupt as error:
         raise PushError(
-            f"the push to '{options.repo_id}' must run to its end; got Ctrl-C. Nothing is lost: "
-            "run the same command again."
+            f"The push to '{repo_id}' was interrupted; the repository holds all of it or nothing "
+            "of it. Run the same command again."
         ) from error
     print(url)
 
 
-def _plot(options: argparse.Namespace) -> None:
-    from hf_cyclprune.pictures.plots import plot_runs  # needs the packages of the extra
+@_verb(
+    _argument("runs", metavar="RUN", nargs="+", help="output_dir of a run"),
+    _argument("--output_dir", default=".", help="folder for the pictures (default: %(default)s)"),
+)
+def _plot(runs: list[str], output_dir: str) -> None:
+    """Draw pictures of one run, or one that compares several."""
+    from hf_cyclprune.pictures.plots import plot_runs  # its error names the extra
 
-    for path in plot_runs(options.runs, options.output_dir):
+    for path in plot_runs(runs, output_dir):
         print(path)
+
+
+@_verb(_argument("--output_dir", help="keep the pruned model here (default: do not keep it)"))
+def _demo(output_dir: str | None) -> None:
+    """Prune a small BERT on a small task, without a network."""
+    with _extra("demo"):
+        from hf_cyclprune.demo.run import run_demo
+    run_demo(output_dir)
 
 
 if __name__ == "__main__":

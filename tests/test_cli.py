@@ -80,4 +80,4 @@ def test_glue_without_its_packages_names_the_extra(monkeypatch, capsys):
     for name in ("hf_cyclprune.glue.run", "hf_cyclprune.glue.metrics"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     assert main(["glue", "--help"]) == 1
-    assert "got no 'evaluate'. Run `pip install" in capsys.readouterr().err
+    assert "'evaluate' is not installed. Run `pip install" in capsys.readouterr().err

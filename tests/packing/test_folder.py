@@ -357,7 +357,7 @@ def test_the_verbs_pack_verify_and_unpack(made, tmp_path, capsys):
     line = f"{before:,} bytes of weights -> {after:,} ({after / before:.1%})\n"
     assert capsys.readouterr().out == line
     assert main(["verify", dense, packed]) == 0
-    assert capsys.readouterr().out == "The same tensors, bit by bit.\n"
+    assert capsys.readouterr().out == "The weights are the same, bit by bit.\n"
     assert main(["unpack", packed, out]) == 0
     assert contents(out) == contents(dense)
 
@@ -367,7 +367,7 @@ def test_the_verb_pack_says_that_another_dtype_changes_the_weights(made, tmp_pat
     assert "The weights were rounded to bfloat16" in capsys.readouterr().out
     assert main(["verify", str(made / "dense"), str(tmp_path / "p")]) == 1
     error = capsys.readouterr().err
-    assert error.startswith("hf-cyclprune: error: the weights must be the same; got: '")
+    assert error.startswith("hf-cyclprune: error: The weights differ: '")
     assert error.count("\n") == 1
     assert load_packed(tmp_path / "p").dtype == torch.bfloat16
 
