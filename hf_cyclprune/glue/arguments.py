@@ -1,4 +1,4 @@
-"""The flags of a GLUE run that are neither training nor pruning; names as in run_glue."""
+"""The flags of a GLUE run that are neither training nor pruning, under the names of run_glue."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -8,8 +8,8 @@ from hf_cyclprune.checks import check_count
 from hf_cyclprune.glue.tasks import TASKS, get_task
 
 
-def _option(meaning: str, default: Any = dataclasses.MISSING) -> Any:
-    """A field with the help text of its flag."""
+def _option(meaning: str, default: object = dataclasses.MISSING) -> Any:
+    """Return a dataclass field with the help text of its flag."""
     return dataclasses.field(default=default, metadata={"help": meaning})
 
 
@@ -18,35 +18,44 @@ class GlueArguments:
     """Model, task and data.
 
     Raises:
-        ValueError: an unknown task, or a number out of its range.
+        ValueError: the task is unknown, or a number is out of its range.
 
     >>> GlueArguments("SST2", "google-bert/bert-base-uncased").task_name
     'sst2'
     """
 
-    task_name: str = _option(f"One of {', '.join(TASKS)}.")
-    model_name_or_path: str = _option("A model of the Hub, or a folder.")
-    config_name: str | None = _option("Config, if it is not the model's own.", None)
-    tokenizer_name: str | None = _option("Tokenizer, if it is not the model's own.", None)
-    model_revision: str = _option("Branch, tag or commit of the model.", "main")
-    cache_dir: str | None = _option("Where downloads and tokenized data are kept.", None)
+    task_name: str = _option(f"Task to fine-tune on: {', '.join(TASKS)}.")
+    model_name_or_path: str = _option("Model to start from: a name on the Hub, or a folder.")
+    config_name: str | None = _option("Take the config from this model instead.", None)
+    tokenizer_name: str | None = _option(
+        "Take the tokenizer from this model instead; needed where the folder has none.", None
+    )
+    model_revision: str = _option("Branch, tag or commit of the model on the Hub.", "main")
+    cache_dir: str | None = _option(
+        "Folder for downloads and tokenized data. Set it if the default disk is small.", None
+    )
     ignore_mismatched_sizes: bool = _option(
-        "Make a new head where the model's is of another size.", False
+        "Replace a head of another size with a new one, for a model of another task.", False
     )
     dataset_dir: str | None = _option(
-        "Folder with TASK/train.parquet and TASK/validation.parquet, instead of the Hub's GLUE.",
+        "Folder with TASK/train.parquet and TASK/validation.parquet to read instead of the Hub's "
+        "GLUE, for use without a network.",
         None,
     )
-    max_seq_length: int = _option("Tokens of an example; longer ones are cut.", 128)
-    pad_to_max_length: bool = _option(
-        "Pad every batch to max_seq_length, not to its longest example.", False
+    max_seq_length: int = _option(
+        "Cut examples after this many tokens. Lower it to save time where texts are short.", 128
     )
-    overwrite_cache: bool = _option("Tokenize again.", False)
-    max_train_samples: int | None = _option("Train on the first ones only.", None)
-    max_eval_samples: int | None = _option("Evaluate on the first ones only.", None)
-    max_predict_samples: int | None = _option("Predict the first ones only.", None)
+    pad_to_max_length: bool = _option(
+        "Pad every batch to max_seq_length instead of to its longest example; slower, but some "
+        "accelerators need equal shapes.",
+        False,
+    )
+    overwrite_cache: bool = _option("Tokenize again instead of using the cached data.", False)
+    max_train_samples: int | None = _option("Train on the first N examples, to try it out.", None)
+    max_eval_samples: int | None = _option("Evaluate on the first N examples only.", None)
+    max_predict_samples: int | None = _option("Predict the first N examples only.", None)
     dense_run: str | None = _option(
-        "output_dir of a dense run of the same task, to compare with on the model card.", None
+        "output_dir of a dense run of the same task. The model card then compares the two.", None
     )
 
     def __post_init__(self) -> None:

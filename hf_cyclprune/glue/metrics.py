@@ -1,8 +1,7 @@
-"""GLUE's metrics as an `evaluate.Metric` that needs no network and no script from elsewhere.
+"""The metrics of GLUE, also as an `evaluate.Metric` that works without a network.
 
-The keys are those of evaluate's own "glue" metric. Where a correlation is not defined, because the
-predictions are constant, it is 0.0: a NaN would break the choice of a best model and every JSON
-reader.
+The keys are those of evaluate's own "glue" metric. A correlation with constant predictions, which
+is not defined, is 0.0: a NaN would break the choice of the best model and readers of JSON.
 """
 
 import math
@@ -20,12 +19,12 @@ from hf_cyclprune.glue.tasks import TASKS, GlueTask
 
 
 def score(task: GlueTask, predictions: ArrayLike, references: ArrayLike) -> dict[str, float]:
-    """The task's metrics, and "combined_score", their mean, where there are several.
+    """Compute a task's metrics and, if there are several, their mean as "combined_score".
 
     Args:
-        task: one of `TASKS`.
-        predictions: label ids, or scores for a regression.  # (N,)
-        references: the same, true.  # (N,)
+        task: the task, which names its metrics.
+        predictions: label ids, or numbers in a regression.  # (N,)
+        references: the true label ids or numbers.  # (N,)
 
     >>> score(TASKS["mrpc"], [1, 1, 0, 1], [1, 0, 0, 1])
     {'accuracy': 0.75, 'f1': 0.8, 'combined_score': 0.775}
@@ -38,7 +37,12 @@ def score(task: GlueTask, predictions: ArrayLike, references: ArrayLike) -> dict
 
 
 class GlueMetric(evaluate.Metric):  # type: ignore[misc]
-    """`GlueMetric("mrpc").compute(predictions=.., references=..)`, offline."""
+    """The metrics of one task for code that uses `evaluate`, loaded without a network.
+
+    Args:
+        task_name: one of `TASKS`.
+        **kwargs: options of `evaluate.Metric`.
+    """
 
     def __init__(self, task_name: str, **kwargs: Any) -> None:
         super().__init__(config_name=task_name, **kwargs)
@@ -62,7 +66,7 @@ def _finite(value: float) -> float:
 
 
 def _correlation(function: Any, predictions: NDArray[Any], references: NDArray[Any]) -> float:
-    with warnings.catch_warnings():  # constant input: undefined, and said so above
+    with warnings.catch_warnings():  # constant input: see above
         warnings.simplefilter("ignore")
         return float(function(predictions, references)[0])
 

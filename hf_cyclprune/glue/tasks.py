@@ -1,34 +1,36 @@
 """The nine tasks of GLUE (Wang et al. 2019, https://arxiv.org/abs/1804.07461)."""
 
-import difflib
 from dataclasses import dataclass
+
+from hf_cyclprune.checks import check_known
 
 
 @dataclass(frozen=True)
 class GlueTask:
-    """One task: its columns, its labels in the order of their ids, and how it is scored."""
+    """A task: its columns, its labels in the order of their ids, and its metrics."""
 
     name: str
     columns: tuple[str, ...]
-    """One text column, or a pair."""
+    """The text column, or a pair of them."""
     labels: tuple[str, ...]
-    """Label names; a single one, "score", is a regression."""
+    """Names of the labels; a regression has a single one, "score"."""
     metrics: tuple[str, ...] = ("accuracy",)
-    """What GLUE reports; their mean is the task's score."""
+    """The metrics that GLUE reports; their mean is the task's score."""
     validation_splits: tuple[str, ...] = ("validation",)
     test_splits: tuple[str, ...] = ("test",)
 
     @property
     def is_regression(self) -> bool:
+        """Whether the label is a number."""
         return self.labels == ("score",)
 
     def splits(self, kind: str) -> tuple[str, ...]:
-        """Names of the splits that are for "train", "validation" or "test"."""
+        """Return the names of the splits for "train", "validation" or "test"."""
         return {"validation": self.validation_splits, "test": self.test_splits}.get(kind, (kind,))
 
     @property
     def best_metric(self) -> str:
-        """The metric that chooses the best model."""
+        """Name of the metric that decides which model is the best."""
         return self.metrics[0] if len(self.metrics) == 1 else "combined_score"
 
 
@@ -62,14 +64,10 @@ TASKS: dict[str, GlueTask] = {
 
 
 def get_task(name: str) -> GlueTask:
-    """The task of this name.
+    """Return a task by its name, in upper or lower case.
 
     Raises:
-        ValueError: no such task; lists them and the nearest.
+        ValueError: there is no such task.
     """
-    task = TASKS.get(name.lower())
-    if task is None:
-        near = difflib.get_close_matches(name.lower(), TASKS, n=1)
-        hint = f"Did you mean '{near[0]}'?" if near else "Choose one of them."
-        raise ValueError(f"task_name must be one of {', '.join(TASKS)}; got '{name}'. {hint}")
-    return task
+    check_known("task_name", name.lower(), TASKS)
+    return TASKS[name.lower()]
