@@ -1,4 +1,4 @@
-"""GLUE from the Hub or from a folder, tokenized."""
+"""GLUE from the Hub or from a folder: loaded, checked and tokenized."""
 
 import glob
 import math
@@ -22,17 +22,17 @@ def load_task(
     dataset_dir: str | None = None,
     cache_dir: str | None = None,
 ) -> dict[str, Dataset]:
-    """Splits of a task, with its columns and, but for the test sets, its labels.
+    """Load splits with the columns of a task, and with labels except in test sets.
 
     Args:
-        task: which.
-        wanted: of "train", "validation" and "test"; mnli has two of the last two, and a folder may
-            hold a single `validation` instead.
-        dataset_dir: a folder with TASK/SPLIT.parquet; None takes the Hub's GLUE.
-        cache_dir: where downloads are kept.
+        task: the task.
+        wanted: some of "train", "validation" and "test". mnli has two validation and two test
+            sets; in a folder a single file `validation` is enough.
+        dataset_dir: folder with TASK/SPLIT.parquet; None loads the Hub's GLUE.
+        cache_dir: folder for downloads.
 
     Raises:
-        ValueError: a file or a column is missing, or holds something else than the task's.
+        ValueError: a file or a column is missing or does not fit the task.
         ConnectionError: the Hub cannot be reached.
     """
     if dataset_dir is None:
@@ -50,8 +50,8 @@ def _load_from_hub(task: GlueTask, cache_dir: str | None) -> Any:
         return load_dataset(HUB_DATASET, task.name, cache_dir=cache_dir)
     except (OSError, DatasetsError) as error:
         raise ConnectionError(
-            f"the Hub must be reachable to load {HUB_DATASET}; got: {error}. Check the network, or "
-            "pass --dataset_dir with a folder that holds the task."
+            f"{HUB_DATASET} cannot be loaded from the Hub: {error}. Check the network, or pass "
+            "--dataset_dir with a folder that holds the task."
         ) from error
 
 
@@ -61,40 +61,40 @@ def _load_file(file: Path, cache_dir: str | None) -> Any:
         return Dataset.from_parquet(glob.escape(str(file)), cache_dir=cache_dir)
     except (DatasetsError, OSError, ValueError) as error:
         raise ValueError(
-            f"{file} must be a parquet file with rows; got: {error}. Write it again."
+            f"'{file}' cannot be read as a parquet file with rows: {error}. Write it again."
         ) from error
 
 
 def _find_files(task: GlueTask, folder: Path, wanted: Sequence[str]) -> dict[str, Path]:
+    """Return the file of every wanted split by the split's name."""
     files: dict[str, Path] = {}
     for kind in wanted:
-        names = task.splits(kind)
-        paths = [folder / task.name / f"{name}.parquet" for name in names]
+        paths = {name: folder / task.name / f"{name}.parquet" for name in task.splits(kind)}
         single = folder / task.name / f"{kind}.parquet"
-        if kind == "validation" and single.is_file() and not any(p.is_file() for p in paths):
-            names, paths = (kind,), [single]
-        for name, path in zip(names, paths, strict=True):
-            if not path.is_file():
-                raise ValueError(
-                    f"dataset_dir must hold {task.name}/{path.name}; got '{folder}' without it. "
-                    "Add it, or leave dataset_dir out to load GLUE from the Hub."
-                )
-            files[name] = path
+        if kind == "validation" and single.is_file() and not any(map(Path.is_file, paths.values())):
+            paths = {kind: single}
+        files |= paths
+    for path in files.values():
+        if not path.is_file():
+            raise ValueError(
+                f"dataset_dir must hold {task.name}/{path.name}; got '{folder}', where it is "
+                "missing. Add it, or leave dataset_dir out to load GLUE from the Hub."
+            )
     return files
 
 
 def _select(task: GlueTask, split: str, data: Dataset) -> Dataset:
-    """The columns of the task, checked."""
+    """Return the task's columns after checking them."""
     wanted = task.columns if split in task.splits("test") else (*task.columns, "label")
-    missing = [c for c in wanted if c not in data.column_names]
+    missing = [column for column in wanted if column not in data.column_names]
     if missing:
         raise ValueError(
-            f"the {split} split of {task.name} must have the columns {', '.join(wanted)}; got "
-            f"{', '.join(data.column_names)}. Rename the one that holds '{missing[0]}'."
+            f"The {split} split of {task.name} must have the columns {', '.join(wanted)}; got "
+            f"{', '.join(data.column_names)}. Rename the column that holds '{missing[0]}'."
         )
     data = data.select_columns(list(wanted))
     if not len(data):
-        raise ValueError(f"the {split} split of {task.name} must have rows; got none. Add some.")
+        raise ValueError(f"The {split} split of {task.name} has no rows. Add some to its file.")
     for column in task.columns:
         _check_texts(task, split, column, data)
     if "label" in wanted:
@@ -107,47 +107,49 @@ def _check_texts(task: GlueTask, split: str, column: str, data: Dataset) -> None
     if num_nulls or kind not in (Value("string"), Value("large_string")):
         got = f"{num_nulls} without a value" if num_nulls else str(kind)
         raise ValueError(
-            f"the column '{column}' of {task.name}/{split} must hold texts; got {got}. Write "
-            "strings in every row."
+            f"The column '{column}' of {task.name}/{split} must hold texts; got {got}. Write a "
+            "string in every row."
         )
 
 
 def _check_labels(task: GlueTask, split: str, data: Dataset) -> None:
-    kinds = "iuf" if task.is_regression else "iu"
-    last = math.inf if task.is_regression else len(task.labels) - 1
-    is_flat = isinstance(data.features["label"], Value | ClassLabel)
-    has_nulls = bool(data.data.column("label").null_count)
-    labels = np.asarray(data.with_format("numpy")["label"][:]) if is_flat else np.zeros(0, object)
-    if labels.dtype.kind not in kinds:
-        odd = [str(data.features["label"])]
-    else:
-        odd = [str(x) for x in np.unique(labels[~((labels >= 0) & (labels <= last))])]
-    if has_nulls:
-        odd = ["rows without a label"]
+    odd = _find_odd_labels(task, data)
     if odd:
-        rule = "numbers from 0 on"
-        if not task.is_regression:
-            rule = f"the integers 0 to {last} ({', '.join(task.labels)})"
+        rule = f"the integers 0 to {len(task.labels) - 1} ({', '.join(task.labels)})"
         raise ValueError(
-            f"the column 'label' of {task.name}/{split} must hold {rule}; got "
-            f"{', '.join(odd[:4])}. Write the labels so."
+            f"The column 'label' of {task.name}/{split} must hold "
+            f"{'numbers >= 0' if task.is_regression else rule}; got {', '.join(odd[:4])}. "
+            "Convert the labels."
         )
     label_names(task, data)
 
 
+def _find_odd_labels(task: GlueTask, data: Dataset) -> list[str]:
+    """Describe everything in the label column that is not a label of the task."""
+    if data.data.column("label").null_count:
+        return ["rows without a label"]
+    kind = data.features["label"]
+    is_flat = isinstance(kind, Value | ClassLabel)
+    labels = np.asarray(data.with_format("numpy")["label"][:]) if is_flat else np.zeros(0, object)
+    if labels.dtype.kind not in ("iuf" if task.is_regression else "iu"):
+        return [str(kind)]
+    last = math.inf if task.is_regression else len(task.labels) - 1
+    return [str(label) for label in np.unique(labels[~((labels >= 0) & (labels <= last))])]
+
+
 def label_names(task: GlueTask, data: Dataset) -> Sequence[str]:
-    """The task's labels in the order of the ids in `data`, which may name its own order.
+    """Return the task's labels in the order of the ids in `data`, which may name its own order.
 
     Raises:
-        ValueError: it names other labels.
+        ValueError: the data name other labels.
     """
     feature = data.features["label"]
     named = tuple(n.lower() for n in feature.names) if isinstance(feature, ClassLabel) else ()
-    if not named or all(name.isdecimal() for name in named):
+    if all(name.isdecimal() for name in named):
         return task.labels
     if set(named) != set(task.labels):
         raise ValueError(
-            f"the labels of {task.name} must be {', '.join(task.labels)}; got "
+            f"The labels of {task.name} must be {', '.join(task.labels)}; got "
             f"{', '.join(named)}. Rename them, or store plain integers."
         )
     return named
@@ -161,22 +163,24 @@ def tokenize(
     label_ids: Sequence[int] | None = None,
     overwrite_cache: bool = False,
 ) -> Dataset:
-    """Token ids, and labels where there are any; not padded; cached by datasets.
+    """Turn texts into token ids, not padded; datasets caches the result.
 
     Args:
-        label_ids: the id to train with for each id of the data; None leaves them.
+        task: the task, which names the columns.
+        data: texts, and labels if there are any.
+        tokenizer: the model's tokenizer.
+        max_length: longer examples are cut after this many tokens.
+        label_ids: the model's id for each id in `data`; None keeps the ids.
+        overwrite_cache: whether to tokenize again.
     """
-    has_labels = "label" in data.column_names
 
     def encode(rows: dict[str, list[Any]]) -> dict[str, Any]:
         texts = [rows[column] for column in task.columns]
         encoded = dict(tokenizer(*texts, truncation=True, max_length=max_length))
-        if not has_labels:
-            return encoded
-        labels = rows["label"]
-        if label_ids is not None:
-            labels = [label_ids[label] for label in labels]
-        return {**encoded, "labels": labels}
+        if "label" in rows:
+            ids = rows["label"]
+            encoded["labels"] = ids if label_ids is None else [label_ids[i] for i in ids]
+        return encoded
 
     return data.map(
         encode,

@@ -1,4 +1,4 @@
-"""The splits of a task as examples for a Trainer: shortened, tokenized, by purpose."""
+"""The splits of a task as examples for a Trainer: shortened, tokenized and sorted by purpose."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,16 +10,19 @@ from hf_cyclprune.glue.arguments import GlueArguments
 from hf_cyclprune.glue.data import label_names, tokenize
 from hf_cyclprune.glue.tasks import GlueTask
 
+_VALIDATION = {"validation": "", "validation_matched": "", "validation_mismatched": "_mm"}
+_TEST = {"test": "", "test_matched": "", "test_mismatched": "-mm"}
+
 
 @dataclass(frozen=True)
 class Examples:
-    """Tokenized examples, not padded; what was not loaded is not there."""
+    """Tokenized examples, not padded; splits that were not loaded are missing."""
 
     train: Dataset | None
     evaluation: dict[str, Dataset]
-    """Suffix of the metrics' names -> validation set: "", and "_mm" for mnli's mismatched one."""
+    """Validation sets by the suffix of their metrics: "", and "_mm" for mnli's mismatched one."""
     prediction: dict[str, Dataset]
-    """Suffix of the task's name in the file's -> test set: "", and "-mm" for mnli's."""
+    """Test sets by the suffix of their file's name: "", and "-mm" for mnli's mismatched one."""
 
 
 def make_examples(
@@ -29,9 +32,13 @@ def make_examples(
     tokenizer: PreTrainedTokenizerBase,
     ids: Mapping[str, int],
 ) -> Examples:
-    """Tokenize as many of each split as are asked for.
+    """Tokenize the first examples of each split, as many as the max_*_samples allow.
 
     Args:
+        glue: lengths and limits.
+        task: the task.
+        splits: the loaded data by the name of the split.
+        tokenizer: the model's tokenizer.
         ids: label -> id of the model.
     """
 
@@ -42,19 +49,11 @@ def make_examples(
         order = [ids[label] for label in label_names(task, split)] if is_mapped else None
         return tokenize(task, split, tokenizer, glue.max_seq_length, order, glue.overwrite_cache)
 
-    validation = dict.fromkeys(("validation", *task.splits("validation")), "")
-    validation["validation_mismatched"] = "_mm"
-    test = {"test": "", "test_matched": "", "test_mismatched": "-mm"}
+    def encode_all(suffixes: Mapping[str, str], limit: int | None) -> dict[str, Dataset]:
+        return {suffixes[name]: encode(name, limit) for name in suffixes if name in splits}
+
     return Examples(
         train=encode("train", glue.max_train_samples) if "train" in splits else None,
-        evaluation={
-            suffix: encode(name, glue.max_eval_samples)
-            for name, suffix in validation.items()
-            if name in splits
-        },
-        prediction={
-            suffix: encode(name, glue.max_predict_samples)
-            for name, suffix in test.items()
-            if name in splits
-        },
+        evaluation=encode_all(_VALIDATION, glue.max_eval_samples),
+        prediction=encode_all(_TEST, glue.max_predict_samples),
     )

@@ -6,6 +6,7 @@ is not defined, is 0.0: a NaN would break the choice of the best model and reade
 
 import math
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import datasets
@@ -30,7 +31,9 @@ def score(task: GlueTask, predictions: ArrayLike, references: ArrayLike) -> dict
     {'accuracy': 0.75, 'f1': 0.8, 'combined_score': 0.775}
     """
     p, r = np.asarray(predictions).reshape(-1), np.asarray(references).reshape(-1)
-    values = {name: _finite(_METRICS[name](p, r)) for name in task.metrics}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of constant input
+        values = {name: _finite(float(_METRICS[name](p, r))) for name in task.metrics}
     if len(values) > 1:
         values["combined_score"] = float(np.mean(list(values.values())))
     return values
@@ -62,19 +65,13 @@ class GlueMetric(evaluate.Metric):  # type: ignore[misc]
 
 
 def _finite(value: float) -> float:
-    return float(value) if math.isfinite(value) else 0.0
+    return value if math.isfinite(value) else 0.0
 
 
-def _correlation(function: Any, predictions: NDArray[Any], references: NDArray[Any]) -> float:
-    with warnings.catch_warnings():  # constant input: see above
-        warnings.simplefilter("ignore")
-        return float(function(predictions, references)[0])
-
-
-_METRICS = {
-    "accuracy": lambda p, r: float((p == r).mean()),
-    "f1": lambda p, r: float(f1_score(r, p, zero_division=0)),
-    "matthews_correlation": lambda p, r: float(matthews_corrcoef(r, p)),
-    "pearson": lambda p, r: _correlation(pearsonr, p, r),
-    "spearmanr": lambda p, r: _correlation(spearmanr, p, r),
+_METRICS: dict[str, Callable[[NDArray[Any], NDArray[Any]], float]] = {
+    "accuracy": lambda p, r: (p == r).mean(),
+    "f1": lambda p, r: f1_score(r, p, zero_division=0),
+    "matthews_correlation": lambda p, r: matthews_corrcoef(r, p),
+    "pearson": lambda p, r: pearsonr(p, r)[0],
+    "spearmanr": lambda p, r: spearmanr(p, r)[0],
 }

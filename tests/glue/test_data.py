@@ -87,10 +87,10 @@ def test_an_empty_or_broken_file_is_named(tmp_path):
     write_task(tmp_path, "sst2", ["train", "validation"])
     data = Dataset.from_parquet(str(tmp_path / "sst2" / "train.parquet"))
     data.select([]).to_parquet(tmp_path / "sst2" / "train.parquet")
-    with pytest.raises(ValueError, match="train"):
+    with pytest.raises(ValueError, match=r"train\.parquet' cannot be read"):
         load("sst2", tmp_path)
     (tmp_path / "sst2" / "train.parquet").write_bytes(b"no parquet")
-    with pytest.raises(ValueError, match=r"train\.parquet must be a parquet file with rows; got"):
+    with pytest.raises(ValueError, match=r"train\.parquet' cannot be read as a parquet"):
         load("sst2", tmp_path)
 
 
@@ -129,8 +129,8 @@ def test_labels_follow_the_order_of_the_model():
         ("sst2", [0, None, 1, 0], "rows without a label"),
         ("mnli", ["a", "b", "a", "b"], "the integers 0 to 2 .*string"),
         ("sst2", [[0], [1], [0], [1]], "the integers 0 to 1"),
-        ("stsb", [0.0, float("nan"), 1.0, 2.0], r"numbers from 0 on; got nan\."),
-        ("stsb", [0.0, -1.0, 1.0, 2.0], r"numbers from 0 on; got -1\.0\."),
+        ("stsb", [0.0, float("nan"), 1.0, 2.0], r"numbers >= 0; got nan\."),
+        ("stsb", [0.0, -1.0, 1.0, 2.0], r"numbers >= 0; got -1\.0\."),
     ],
 )
 def test_labels_that_are_not_the_tasks_are_refused(name, labels, message, tmp_path):
@@ -170,5 +170,5 @@ def test_other_label_names_are_refused_unless_they_are_numbers():
 
 
 def test_no_network_is_one_sentence_with_the_way_out(tmp_path):
-    with pytest.raises(ConnectionError, match=r"the Hub must be reachable .*--dataset_dir"):
+    with pytest.raises(ConnectionError, match=r"cannot be loaded from the Hub: .*--dataset_dir"):
         load_task(TASKS["sst2"], ["train"], cache_dir=str(tmp_path))

@@ -145,7 +145,7 @@ def test_a_flag_overrides_the_file(write):
         (["--task_name", "sst3", "--model_name_or_path", "x"], "task_name must be one of"),
         ([*NAMES, "--sparsity", "90"], "Write 0.9 for 90 %"),
         ([*NAMES, "--num_cycles", "2"], "num_cycles must come with sparsity"),
-        ([*NAMES, "--max_train_samples", "0"], "max_train_samples must be an integer of at least"),
+        ([*NAMES, "--max_train_samples", "0"], "max_train_samples must be an integer >= 1"),
         (["missing.yaml"], "No such file"),
     ],
 )
