@@ -1,17 +1,18 @@
-"""Flags, or one JSON or YAML file of the same names, or both -> the arguments of a run."""
+"""Parse the flags of a GLUE run, which may also be written into one JSON or YAML file."""
 
 import dataclasses
-import difflib
 import json
 from argparse import Action, Namespace
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
 
+from hf_cyclprune.checks import nearest_name
 from hf_cyclprune.config import PruningConfig
+from hf_cyclprune.files import read_json
 from hf_cyclprune.glue.arguments import GlueArguments
 from hf_cyclprune.glue.tasks import get_task
 from hf_cyclprune.secrets import redact
@@ -20,7 +21,7 @@ from hf_cyclprune.training.device import has_accelerator
 
 _USAGE = (
     "hf-cyclprune glue [FILE.json | FILE.yaml] --task_name TASK --model_name_or_path MODEL "
-    "[--sparsity S | --pattern N:M] [--output_dir DIR] ..\n"
+    "[--sparsity S | --pattern N:M] [--output_dir DIR] ...\n"
     "       hf-cyclprune glue --help shows every flag"
 )
 _ACTIONS = ("do_train", "do_eval", "do_predict")
@@ -29,18 +30,15 @@ _NOT_GIVEN = object()
 
 class _Parser(HfArgumentParser):
     def format_help(self) -> str:
-        """With the flags of pruning above the many of transformers."""
+        """Return the help text with the flags of pruning above the many of transformers."""
         sections: dict[str, list[Action]] = {"task and model": [], "pruning": [], "training": []}
         glue, pruning = (
             {f.name for f in dataclasses.fields(cls)} for cls in (GlueArguments, PruningConfig)
         )
         for action in self._actions:
             name = action.dest.removeprefix("no_")
-            if name in pruning:
-                title = "pruning"
-            else:
-                title = "task and model" if name in {*glue, "help"} else "training"
-            sections[title].append(action)
+            other = "task and model" if name in {*glue, "help"} else "training"
+            sections["pruning" if name in pruning else other].append(action)
         formatter = self._get_formatter()
         formatter.add_usage(self.usage, self._actions, self._mutually_exclusive_groups)
         formatter.add_text(self.description)
@@ -52,42 +50,41 @@ class _Parser(HfArgumentParser):
 
 
 def parse_flags(argv: Sequence[str]) -> tuple[GlueArguments, PruningArguments]:
-    """The arguments of `hf-cyclprune glue argv`; a flag overrides the file's value.
+    """Parse the arguments of `hf-cyclprune glue`; a flag overrides its value in the file.
 
-    What is not given is completed: the CPU where there is nothing else, training and evaluation
-    where neither do_train, do_eval nor do_predict is named, the task's metric for the best model.
+    Three defaults depend on the rest: use_cpu is True if there is no accelerator, do_train and
+    do_eval are True unless one of do_train, do_eval and do_predict is given, and
+    load_best_model_at_end compares models by the task's metric.
 
     Raises:
-        ValueError: an unknown name, or a value out of its range.
-        SystemExit: a value of the wrong type, a missing one, or --help (argparse).
+        ValueError: a name is unknown, or a value is out of its range.
+        SystemExit: a value is missing or has the wrong type, or --help is given (argparse).
     """
     parser = _Parser(
         (GlueArguments, PruningArguments),  # type: ignore[arg-type]
         prog="hf-cyclprune glue",
         usage=_USAGE,
-        description="Fine-tune on one task of GLUE, pruned or not; the flags of run_glue.",
+        description="Fine-tune on one task of GLUE, pruned or not, with the flags of run_glue.",
         allow_abbrev=False,
     )
     hints = _type_hints()
     has_file = bool(argv) and not argv[0].startswith("-")
-    file = _read_file(argv[0]) if has_file else {}
+    file = _read_file(Path(argv[0])) if has_file else {}
     for name, value in file.items():
         _check_entry(name, value, hints)
-    lists = {
-        name: value for name, value in file.items() if value is None or isinstance(value, list)
-    }
+    lists = {k: v for k, v in file.items() if v is None or isinstance(v, list)}
     flags = [_to_flag(name, value) for name, value in file.items() if name not in lists]
     empty = Namespace(**dict.fromkeys(hints, _NOT_GIVEN))
     given, unknown = parser.parse_known_args([*flags, *argv[int(has_file) :]], empty)
     for flag in unknown:
-        raise ValueError(_unknown(flag, hints))
+        raise ValueError(_explain_unknown(flag, hints))
     values = {name: value for name, value in vars(given).items() if value is not _NOT_GIVEN}
     glue, args = parser.parse_dict(_complete({**lists, **values}))
     return glue, args
 
 
 def _type_hints() -> dict[str, Any]:
-    """Every name and its type."""
+    """Return the type of every flag by its name."""
     classes: tuple[Any, ...] = (GlueArguments, PruningArguments)
     return {
         f.name: get_type_hints(cls)[f.name]
@@ -97,42 +94,48 @@ def _type_hints() -> dict[str, Any]:
     }
 
 
-def _read_file(path: str) -> dict[str, Any]:
-    """Names and values; those of YAML are all strings, so that 2:4 and 3e-4 stay what they are."""
-    text = Path(path).read_text(encoding="utf-8")
-    try:
-        is_json = path.endswith(".json")
-        values = json.loads(text) if is_json else yaml.load(text, yaml.BaseLoader)
-    except (yaml.YAMLError, ValueError) as error:
-        values = error
-    if not isinstance(values, dict):
-        raise ValueError(
-            f"FILE must hold names and values as JSON or YAML; got '{path}', which does not. "
-            "Write for example task_name: sst2."
-        )
+def _read_file(path: Path) -> dict[str, Any]:
+    """Read names and values from a JSON or YAML file; "null" and "~" are None."""
+    if path.suffix == ".json":
+        values = read_json(path, 'Write for example {"task_name": "sst2"}.')
+    else:
+        values = _read_yaml(path)
     nothing = ("", "null", "~")
     return {str(name): None if value in nothing else value for name, value in values.items()}
 
 
-def _check_entry(name: str, value: Any, hints: dict[str, Any]) -> None:
-    """A name of the file, and that null and lists are where they may be."""
-    if name not in hints:
-        raise ValueError(_unknown(name, hints))
-    kinds = {getattr(kind, "__origin__", kind) for kind in (hints[name], *get_args(hints[name]))}
-    if (value is None and type(None) not in kinds) or (
-        isinstance(value, list) and list not in kinds
-    ):
+def _read_yaml(path: Path) -> dict[str, Any]:
+    """Read names and values as strings, so that 2:4 and 3e-4 stay as they are written."""
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), yaml.BaseLoader)
+    except (yaml.YAMLError, ValueError):
+        values = None
+    if not isinstance(values, dict):
         raise ValueError(
-            f"{name} must be one value; got {json.dumps(value)}. Leave it out, or give it."
+            f"FILE must hold names and values as JSON or YAML; got '{path}'. Write for example "
+            "task_name: sst2."
+        )
+    return values
+
+
+def _check_entry(name: str, value: object, hints: dict[str, Any]) -> None:
+    """Check an entry of the file: its name, and whether it may be null or a list."""
+    if name not in hints:
+        raise ValueError(_explain_unknown(name, hints))
+    kinds = {getattr(kind, "__origin__", kind) for kind in (hints[name], *get_args(hints[name]))}
+    kind = type(value)
+    if kind in (type(None), list) and kind not in kinds:
+        raise ValueError(
+            f"{name} must be a single value; got {json.dumps(value)}. Give one, or leave it out."
         )
 
 
-def _to_flag(name: str, value: Any) -> str:
+def _to_flag(name: str, value: object) -> str:
     return f"--{name}={json.dumps(_to_numbers(value)) if isinstance(value, dict) else value}"
 
 
 def _to_numbers(value: Any) -> Any:
-    """The strings of YAML inside a mapping as JSON would read them."""
+    """Turn the strings inside a mapping of YAML into what JSON reads them as."""
     if isinstance(value, dict):
         return {name: _to_numbers(inner) for name, inner in value.items()}
     try:
@@ -141,15 +144,17 @@ def _to_numbers(value: Any) -> Any:
         return value
 
 
-def _unknown(flag: str, known: Iterable[str]) -> str:
+def _explain_unknown(flag: str, known: Collection[str]) -> str:
+    """Say that a flag is unknown, without the value of a mistyped token."""
     name = flag.lstrip("-").partition("=")[0].replace("-", "_")
-    near = difflib.get_close_matches(name, list(known), n=1)
-    hint = f"Did you mean --{near[0]}?" if near else "See hf-cyclprune glue --help."
-    shown = flag.partition("=")[0] if "token" in (near or [name])[0] else redact([flag])[0]
-    return f"flags must be known; got '{shown}'. {hint}"
+    near = nearest_name(name, known)
+    shown = flag.partition("=")[0] if "token" in (near or name) else redact([flag])[0]
+    hint = f"Did you mean --{near}?" if near else "See hf-cyclprune glue --help."
+    return f"Unknown flag '{shown}'. {hint}"
 
 
 def _complete(values: dict[str, Any]) -> dict[str, Any]:
+    """Add the defaults that depend on the other values and on the machine."""
     defaults: dict[str, Any] = {}
     if not has_accelerator():
         defaults["use_cpu"] = True

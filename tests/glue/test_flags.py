@@ -136,12 +136,12 @@ def test_a_flag_overrides_the_file(write):
     [
         (
             [*NAMES, "--sparsety", "0.9"],
-            "flags must be known; got '--sparsety'. Did you mean --spars",
+            "Unknown flag '--sparsety'. Did you mean --spars",
         ),
         ([*NAMES, "--num-cycle=2"], "Did you mean --num_cycles?"),
-        ([*NAMES, "stray"], "flags must be known; got 'stray'"),
-        ([*NAMES, "-sparsity=0.8"], "got '-sparsity=0.8'. Did you mean --sparsity?"),
-        ([*NAMES, "-do_predict"], "got '-do_predict'. Did you mean --do_predict?"),
+        ([*NAMES, "stray"], "Unknown flag 'stray'"),
+        ([*NAMES, "-sparsity=0.8"], "Unknown flag '-sparsity=0.8'. Did you mean --sparsity?"),
+        ([*NAMES, "-do_predict"], "Unknown flag '-do_predict'. Did you mean --do_predict?"),
         (["--task_name", "sst3", "--model_name_or_path", "x"], "task_name must be one of"),
         ([*NAMES, "--sparsity", "90"], "Write 0.9 for 90 %"),
         ([*NAMES, "--num_cycles", "2"], "num_cycles must come with sparsity"),
@@ -160,13 +160,13 @@ def test_what_is_wrong_is_named(argv, message):
     [
         ("- sst2", "FILE must hold names and values"),
         ("a: [", "FILE must hold names and values"),
-        ("task: sst2", "got 'task'. Did you mean --task_name?"),
-        ("max_steps: null", "max_steps must be one value; got null"),
-        ("seed: [1, 2]", 'seed must be one value; got ["1", "2"]'),
+        ("task: sst2", "Unknown flag 'task'. Did you mean --task_name?"),
+        ("max_steps: null", "max_steps must be a single value; got null"),
+        ("seed: [1, 2]", 'seed must be a single value; got ["1", "2"]'),
     ],
 )
 def test_what_is_wrong_in_a_file_is_named(write, text, message):
-    with pytest.raises(ValueError, match="must") as caught:
+    with pytest.raises(ValueError, match="must|Unknown") as caught:
         parse_flags([write(text)])
     assert message in str(caught.value)
 
