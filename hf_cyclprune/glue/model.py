@@ -1,4 +1,4 @@
-"""Config, tokenizer and model of a GLUE run: from the Hub or a folder, never with remote code."""
+"""Config, tokenizer and model of a GLUE run, from the Hub or a folder, never with remote code."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,11 +24,13 @@ _SHIFTED = ("roberta", "xlm-roberta", "camembert", "mpnet", "xlm-roberta-xl", "d
 logger = logging.get_logger(__name__)
 
 
-def load_config(glue: GlueArguments, task: GlueTask) -> PretrainedConfig:
-    """The model's config with the task's labels, in the model's own order if it has them.
+def load_task_config(glue: GlueArguments, task: GlueTask) -> PretrainedConfig:
+    """Load the model's config and give it the task's labels.
+
+    A model that has the same labels keeps its own order of them.
 
     Raises:
-        ValueError: no such model, or the Hub cannot be reached.
+        ValueError: there is no such model, or the Hub cannot be reached.
     """
     argument = "config_name" if glue.config_name else "model_name_or_path"
     config: PretrainedConfig = _load(AutoConfig, argument, glue)
@@ -40,7 +42,7 @@ def load_config(glue: GlueArguments, task: GlueTask) -> PretrainedConfig:
 
 
 def _own_labels(config: PretrainedConfig) -> dict[str, int]:
-    """Label -> id as the model's predictions are shown (id2label), else as its label2id has it."""
+    """Return label -> id from the config's id2label, or its label2id if that names no labels."""
     labels: Any = config.id2label if isinstance(config.id2label, Mapping) else {}
     if all(str(name).startswith("LABEL_") for name in labels.values()):
         ids: Any = config.label2id if isinstance(config.label2id, Mapping) else {}
@@ -49,7 +51,7 @@ def _own_labels(config: PretrainedConfig) -> dict[str, int]:
 
 
 def label_ids(task: GlueTask, label2id: Mapping[str, int]) -> dict[str, int]:
-    """Label -> id for the task's labels: the model's own ids if it has the same labels.
+    """Return label -> id for the task: the model's own ids if it has the same labels.
 
     >>> from hf_cyclprune.glue.tasks import TASKS
     >>> label_ids(TASKS["qnli"], {"LABEL_0": 0, "LABEL_1": 1})
@@ -63,26 +65,26 @@ def label_ids(task: GlueTask, label2id: Mapping[str, int]) -> dict[str, int]:
 
 
 def load_tokenizer(glue: GlueArguments) -> PreTrainedTokenizerBase:
-    """The model's tokenizer.
+    """Load the model's tokenizer.
 
     Raises:
-        ValueError: no such model, or the Hub cannot be reached.
+        ValueError: there is no such model, it cannot pad, or the Hub cannot be reached.
     """
     argument = "tokenizer_name" if glue.tokenizer_name else "model_name_or_path"
     tokenizer: PreTrainedTokenizerBase = _load(AutoTokenizer, argument, glue)
     if tokenizer.pad_token is None:
         raise ValueError(
             f"{argument} must have a padding token; got '{getattr(glue, argument)}' without one. "
-            "Take a BERT-style model."
+            "Choose a BERT-style model."
         )
     return tokenizer
 
 
-def load_model(glue: GlueArguments, config: PretrainedConfig) -> PreTrainedModel:
-    """The model in fp32, with a new head where it has none. Weights come from safetensors only.
+def load_classifier(glue: GlueArguments, config: PretrainedConfig) -> PreTrainedModel:
+    """Load the model in fp32 from safetensors, with a new head if it has none.
 
     Raises:
-        ValueError: no such model, no safetensors, or a head of another size.
+        ValueError: there is no such model, it has no safetensors, or its head has another size.
     """
     try:
         model: PreTrainedModel = _load(
@@ -99,47 +101,45 @@ def load_model(glue: GlueArguments, config: PretrainedConfig) -> PreTrainedModel
             raise
         raise ValueError(
             f"model_name_or_path must fit {glue.task_name}, which has {config.num_labels} outputs; "
-            f"got '{glue.model_name_or_path}', whose weights have other shapes. For a new head "
-            "pass --ignore_mismatched_sizes."
+            f"got '{glue.model_name_or_path}', whose weights have other shapes. Pass "
+            "--ignore_mismatched_sizes to give it a new head."
         ) from error
     save_under_own_names(model)
     return model
 
 
 def _load(cls: Any, argument: str, glue: GlueArguments, **options: Any) -> Any:
+    """Load with a class of transformers and explain what fails in one line."""
     name = str(getattr(glue, argument))
     if name.startswith("~"):
         name = str(Path(name).expanduser())
+    rule = f"{argument} must be a folder with a model or the name of one on the Hub"
     is_path = name.startswith((".", "/")) or Path(name).is_dir()
     if is_path and not list(Path(name).glob("*config.json")):
-        raise ValueError(
-            f"{argument} must be a folder with a model or the name of one on the Hub; got "
-            f"'{name}', which is no folder with a config.json. Check its spelling."
-        )
+        raise ValueError(f"{rule}; got '{name}', where no config.json is found. Check the path.")
     options |= {"cache_dir": glue.cache_dir, "revision": glue.model_revision}
     try:
         return cls.from_pretrained(name, trust_remote_code=False, **options)
     except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise ValueError(
-            f"{argument} must be a folder with a model or the name of one on the Hub; got "
-            f"'{name}': {reason}. Check its spelling and the network."
+            f"{rule}; got '{name}': {reason}. Check its spelling and the network."
         ) from error
 
 
 def check_length(
     glue: GlueArguments, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig
 ) -> int:
-    """max_seq_length, or the most that the model takes, with a warning, if that is less."""
+    """Return max_seq_length, or with a warning the model's own limit if that is lower."""
     longest: int = tokenizer.model_max_length
     positions = getattr(config, "max_position_embeddings", None)
     if isinstance(positions, int) and positions > 0:
-        # RoBERTa and its kin count positions from the padding id on
+        # RoBERTa and similar models number positions from pad_token_id + 1
         is_shifted = config.model_type in _SHIFTED
         longest = min(longest, positions - ((config.pad_token_id or 0) + 1 if is_shifted else 0))
     if glue.max_seq_length > longest:
         logger.warning(
-            f"max_seq_length is {glue.max_seq_length}, but the model takes {longest} tokens: "
-            f"examples are cut at {longest}."
+            f"max_seq_length is {glue.max_seq_length}, but the model takes {longest} tokens at "
+            "most. Longer examples are cut."
         )
     return min(glue.max_seq_length, longest)

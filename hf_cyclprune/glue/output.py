@@ -1,12 +1,11 @@
-"""The output_dir of a GLUE run: whose it is, where it goes on, and the predictions in it."""
+"""The output_dir of a GLUE run: which run it belongs to, where to resume, and its predictions."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from hf_cyclprune.files import read_json, write_json, write_text
 from hf_cyclprune.glue.arguments import GlueArguments
 from hf_cyclprune.training.arguments import PruningArguments
 from hf_cyclprune.training.damage import find_damage, newest_checkpoint
@@ -25,15 +24,16 @@ _RESULTS = ("config.json", "all_results.json")
 
 
 def check_output_dir(args: PruningArguments, glue: GlueArguments, checkpoint: str | None) -> None:
-    """An output_dir is new, or empty, or that of the same run, which goes on.
+    """Raise an error unless output_dir is new, empty, or the folder of the run to resume.
 
     Args:
-        args: with output_dir and resume_from_checkpoint.
+        args: output_dir and resume_from_checkpoint.
         glue: model, task and data.
-        checkpoint: what `find_checkpoint` found.
+        checkpoint: the checkpoint that `find_checkpoint` found.
 
     Raises:
-        ValueError: it holds another run or other files, or the checkpoint is another run's.
+        ValueError: it holds another run or other files, or the checkpoint belongs to another run.
+        FileNotFoundError: it holds a run that `hf-cyclprune glue` did not start.
     """
     folder = Path(str(args.output_dir))
     if folder.exists() and not folder.is_dir():
@@ -60,9 +60,9 @@ def _is_resumed(args: PruningArguments) -> bool:
 
 
 def _holds_a_run(folder: Path) -> bool:
-    """Whether there is anything that a run would overwrite: files, or checkpoints.
+    """Return whether a new run would overwrite anything.
 
-    Not what a run that failed before its first checkpoint leaves.
+    The identity file alone is free: a run that failed before its first checkpoint leaves it.
     """
     prefix = PREFIX_CHECKPOINT_DIR + "-"
     return folder.is_dir() and any(
@@ -72,16 +72,9 @@ def _holds_a_run(folder: Path) -> bool:
 
 
 def _check_same_run(folder: Path, args: PruningArguments, glue: GlueArguments) -> None:
-    try:
-        before = json.loads((folder / RUN_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        before = None
-    if not isinstance(before, dict):
-        raise ValueError(
-            f"output_dir must hold a run of hf-cyclprune glue to resume; got '{folder}' without a "
-            f"readable {RUN_NAME}. Name another folder."
-        )
-    for name, value in run_identity(args, glue).items():
+    remedy = "Only runs of hf-cyclprune glue can be resumed: name another folder."
+    before = read_json(folder / RUN_NAME, remedy)
+    for name, value in _identify_run(args, glue).items():
         if before.get(name) != value:
             raise ValueError(
                 f"{name} must be {before.get(name)!r} to resume the run in '{folder}'; got "
@@ -89,27 +82,24 @@ def _check_same_run(folder: Path, args: PruningArguments, glue: GlueArguments) -
             )
 
 
-def run_identity(args: PruningArguments, glue: GlueArguments) -> dict[str, Any]:
-    """What makes two runs the same run, for `RUN_NAME`."""
+def _identify_run(args: PruningArguments, glue: GlueArguments) -> dict[str, object]:
+    """Return the values that make two runs the same run."""
     values = {name: getattr(glue, name) for name in _IDENTITY}
     return {**values, "seed": args.seed, "is_pruning": args.is_pruning}
 
 
 def save_identity(args: PruningArguments, glue: GlueArguments) -> None:
-    """Write glue_config.json."""
-    folder = Path(str(args.output_dir))
-    folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(run_identity(args, glue), indent=2) + "\n"
-    (folder / RUN_NAME).write_text(text, encoding="utf-8")
+    """Write glue_config.json, by which a resumed run is recognized."""
+    write_json(Path(str(args.output_dir)) / RUN_NAME, _identify_run(args, glue))
 
 
 def find_checkpoint(args: PruningArguments) -> str | None:
-    """The checkpoint to resume: the one that is named, or for True the newest whole one.
+    """Return the checkpoint to resume: the one named, or for True the newest complete one.
 
-    None if nothing is wanted, or if a run was stopped before its first checkpoint.
+    It is None if nothing is to be resumed, or if the run stopped before its first checkpoint.
 
     Raises:
-        ValueError: what is named is not a checkpoint.
+        ValueError: the folder that was named is not a checkpoint.
     """
     wanted, needs_optimizer = str(args.resume_from_checkpoint), not args.save_only_model
     if not _is_resumed(args):
@@ -120,12 +110,12 @@ def find_checkpoint(args: PruningArguments) -> str | None:
     if damage is not None:
         raise ValueError(
             f"resume_from_checkpoint must be True or a checkpoint's folder; got '{wanted}', but "
-            f"{damage}. Pass True for the newest whole one."
+            f"{damage}. Pass True for the newest complete one."
         )
     return wanted
 
 
 def write_predictions(path: Path, predictions: Iterable[str]) -> None:
-    """A tab-separated table: index, prediction."""
+    """Write a tab-separated table of index and prediction."""
     rows = [f"{index}\t{prediction}\n" for index, prediction in enumerate(predictions)]
-    path.write_text("index\tprediction\n" + "".join(rows), encoding="utf-8")
+    write_text(path, "index\tprediction\n" + "".join(rows))

@@ -21,8 +21,8 @@ from hf_cyclprune.glue.examples import Examples, make_examples
 from hf_cyclprune.glue.metrics import score
 from hf_cyclprune.glue.model import (
     check_length,
-    load_config,
-    load_model,
+    load_classifier,
+    load_task_config,
     load_tokenizer,
 )
 from hf_cyclprune.glue.output import (
@@ -128,12 +128,12 @@ class _Run:
     @classmethod
     def prepare(cls, glue: GlueArguments, args: PruningArguments, task: GlueTask) -> "_Run":
         """What is wrong with names and data shows before the model is loaded."""
-        config = load_config(glue, task)
+        config = load_task_config(glue, task)
         tokenizer = load_tokenizer(glue)
         glue = replace(glue, max_seq_length=check_length(glue, tokenizer, config))
         with args.main_process_first(desc="loading the data"):
             splits = load_task(task, _wanted_splits(args), glue.dataset_dir, glue.cache_dir)
-        model = load_model(glue, config)
+        model = load_classifier(glue, config)
         ids: Any = config.label2id
         with args.main_process_first(desc="tokenizing the data"):
             examples = make_examples(glue, task, splits, tokenizer, ids)

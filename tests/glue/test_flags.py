@@ -166,7 +166,7 @@ def test_what_is_wrong_is_named(argv, message):
     ],
 )
 def test_what_is_wrong_in_a_file_is_named(write, text, message):
-    with pytest.raises(ValueError, match="must|Unknown") as caught:
+    with pytest.raises(ValueError, match=r"must|Unknown") as caught:
         parse_flags([write(text)])
     assert message in str(caught.value)
 

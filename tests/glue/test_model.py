@@ -6,7 +6,7 @@ import torch
 from transformers import AutoConfig, BertConfig, BertForSequenceClassification, RobertaConfig
 
 from hf_cyclprune.glue.arguments import GlueArguments
-from hf_cyclprune.glue.model import check_length, load_config, load_model, load_tokenizer
+from hf_cyclprune.glue.model import check_length, load_classifier, load_task_config, load_tokenizer
 from hf_cyclprune.glue.tasks import TASKS
 
 
@@ -33,7 +33,7 @@ def classifier(tmp_path):
 @pytest.mark.parametrize("name", TASKS)
 def test_the_config_names_the_labels_of_the_task(name, tiny_folder):
     task = TASKS[name]
-    config = load_config(arguments(tiny_folder, name), task)
+    config = load_task_config(arguments(tiny_folder, name), task)
     assert tuple(config.id2label.values()) == task.labels
     assert config.num_labels == len(task.labels)
     is_regression = config.problem_type == "regression"
@@ -42,7 +42,7 @@ def test_the_config_names_the_labels_of_the_task(name, tiny_folder):
 
 def test_a_model_keeps_the_order_of_its_own_labels(classifier):
     folder = classifier(["CONTRADICTION", "ENTAILMENT", "NEUTRAL"])
-    config = load_config(arguments(folder), TASKS["mnli"])
+    config = load_task_config(arguments(folder), TASKS["mnli"])
     assert config.id2label == {0: "contradiction", 1: "entailment", 2: "neutral"}
     assert config.label2id == {"contradiction": 0, "entailment": 1, "neutral": 2}
 
@@ -54,7 +54,7 @@ def test_the_names_that_predictions_are_shown_with_decide(classifier):
     for label2id in ({"ENTAILMENT": 0, "NEUTRAL": 1, "CONTRADICTION": 2}, None):
         config["label2id"] = label2id
         (folder / "config.json").write_text(json.dumps(config))
-        ids = load_config(arguments(folder), TASKS["mnli"]).label2id
+        ids = load_task_config(arguments(folder), TASKS["mnli"]).label2id
         assert ids == {"contradiction": 0, "entailment": 1, "neutral": 2}
 
 
@@ -69,30 +69,30 @@ def test_a_tokenizer_without_padding_is_refused(tiny_folder, tmp_path):
 
 def test_labels_of_another_task_give_way(classifier):
     folder = classifier(["negative", "neutral", "positive"])
-    assert load_config(arguments(folder), TASKS["mnli"]).id2label[0] == "entailment"
+    assert load_task_config(arguments(folder), TASKS["mnli"]).id2label[0] == "entailment"
 
 
 def test_training_is_in_fp32_whatever_was_saved(classifier):
     glue = arguments(classifier(TASKS["mnli"].labels, torch.bfloat16))
-    model = load_model(glue, load_config(glue, TASKS["mnli"]))
+    model = load_classifier(glue, load_task_config(glue, TASKS["mnli"]))
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 
 def test_a_head_of_another_size_is_refused_unless_it_may_be_new(classifier):
     folder = classifier(["a", "b"])
     glue = arguments(folder)
-    config = load_config(glue, TASKS["mnli"])
+    config = load_task_config(glue, TASKS["mnli"])
     with pytest.raises(ValueError, match=r"must fit mnli, which has 3 outputs.*--ignore_mismatch"):
-        load_model(glue, config)
+        load_classifier(glue, config)
     glue = arguments(folder, ignore_mismatched_sizes=True)
-    assert load_model(glue, config).classifier.out_features == 3
+    assert load_classifier(glue, config).classifier.out_features == 3
 
 
 def test_a_model_that_cannot_be_had_is_one_sentence(tmp_path):
     (tmp_path / "empty").mkdir()
     for name in ("/nosuch/folder", "./nosuch", str(tmp_path / "empty"), "some/model"):
         with pytest.raises(ValueError, match="model_name_or_path must be a folder") as caught:
-            load_config(arguments(name), TASKS["mnli"])
+            load_task_config(arguments(name), TASKS["mnli"])
         assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match="tokenizer_name must be a folder"):
         load_tokenizer(arguments("some/model", tokenizer_name="/nosuch"))
@@ -104,7 +104,7 @@ def test_pickled_weights_are_refused(classifier):
     torch.save({}, folder / "pytorch_model.bin")
     glue = arguments(folder)
     with pytest.raises(ValueError, match="must be a folder with a model"):
-        load_model(glue, load_config(glue, TASKS["mnli"]))
+        load_classifier(glue, load_task_config(glue, TASKS["mnli"]))
 
 
 def test_code_of_the_repository_is_not_run(classifier):
@@ -117,7 +117,7 @@ def test_code_of_the_repository_is_not_run(classifier):
     (folder / "config.json").write_text(text)
     (folder / "evil.py").write_text("raise SystemExit('ran')\n")
     with pytest.raises(ValueError, match="model_name_or_path must be a folder"):
-        load_config(arguments(folder), TASKS["mnli"])
+        load_task_config(arguments(folder), TASKS["mnli"])
 
 
 def test_a_longer_length_than_the_models_is_cut_with_a_warning(tiny_folder, caplog, monkeypatch):

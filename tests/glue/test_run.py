@@ -263,7 +263,7 @@ def refused(capsys):
 def test_bad_input_is_one_sentence_and_nothing_is_written(flags, refused, tmp_path, tiny_folder):
     assert "must be one of cola" in refused(flags("sst5"))
     assert "must hold sst2/train.parquet" in refused(flags("sst2", "--dataset_dir", tmp_path))
-    assert "which is no folder with a config" in refused(flags("sst2", model="/nosuch"))
+    assert "where no config.json is found" in refused(flags("sst2", model="/nosuch"))
     assert "name of one on the Hub; got 'some/model'" in refused(flags("sst2", model="some/model"))
     assert "fp16 must have an accelerator" in refused(flags("sst2", "--fp16"))
     best = ("--load_best_model_at_end", "--eval_strategy", "epoch", "--save_strategy", "epoch")
