@@ -17,6 +17,7 @@ import torch
 from hf_cyclprune.hub.errors import PushError
 from hf_cyclprune.hub.folder import card_of_folder, check_pushable
 from hf_cyclprune.hub.push import check_repo_id, push_folder
+from hf_cyclprune.methods import METHODS, Plan
 from hf_cyclprune.packing.folder import pack, unpack
 from hf_cyclprune.packing.weights import verify
 from hf_cyclprune.reporting.folder import report_folder
@@ -93,6 +94,19 @@ def _glue(flags: list[str]) -> None:
         from hf_cyclprune.glue.flags import parse_flags
         from hf_cyclprune.glue.run import run_glue
     run_glue(*parse_flags(flags))
+
+
+@_verb()
+def _methods() -> None:
+    """List the named methods, what they do, and their settings."""
+    for name, method in METHODS.items():
+        paper = f" ({method.paper.short}, {method.paper.url})" if method.paper is not None else ""
+        settings = ", ".join(f"{key}={value!r}" for key, value in method.settings.items())
+        print(f"{name}: {method.title}{paper}")
+        print(f"  sparsity: {method.formula}")
+        print(f"  settings: {settings or 'the defaults'}\n")
+    defaults = ", ".join(f"{key}={value!r}" for key, value in vars(Plan()).items())
+    print(f"Other settings, in every method: {defaults}")
 
 
 @_verb(

@@ -117,7 +117,7 @@ METHODS: dict[str, Method] = {
         tag="gradual-pruning",
     ),
     "ac_dc": Method(
-        title="AC/DC (alternating compressed and decompressed training)",
+        title="AC/DC, alternating compressed and decompressed training",
         formula="0 for x < 0.5, then s_t; k cycles, one learning-rate schedule",
         sentence="Each of {num_cycles} cycles trains the dense model for its first {ramp_ratio} "
         "and the sparse one, at the target, for the rest. Every dense phase restarts the pruned "
@@ -143,7 +143,7 @@ METHODS: dict[str, Method] = {
         training={"lr_scheduler_type": "cosine", "warmup_steps": 0.25},
     ),
     "pgd": Method(
-        title="projected gradient descent (iterative hard thresholding)",
+        title="projected gradient descent, or iterative hard thresholding",
         formula="s_t at every step, masks recomputed after each",
         sentence="The target sparsity holds from the first step on, and the masks are recomputed "
         "every {interval_steps} optimizer steps of the whole run.",
@@ -158,7 +158,7 @@ METHODS: dict[str, Method] = {
         training={"lr_scheduler_type": "constant"},
     ),
     "sculpt": Method(
-        title="SCULPT-ing (cyclic training of a sparse mask, then one cut)",
+        title="SCULPT-ing, cyclic training of a sparse mask and one final cut",
         formula="s_0 = 0.5 (random masks) in all cycles but the last, then s_t",
         sentence="The run starts from masks at a sparsity of {initial_sparsity}, chosen by the "
         "criterion '{initial_criterion}'. They stay for all of the {num_cycles} cycles but the "

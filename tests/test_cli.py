@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from hf_cyclprune import PruningConfig, PruningTrainer
+from hf_cyclprune import METHODS, PruningConfig, PruningTrainer
 from hf_cyclprune.cli import main
 
 
@@ -73,6 +73,16 @@ def test_plot_without_matplotlib_names_the_extra(saved, monkeypatch, capsys):
     monkeypatch.delitem(sys.modules, "hf_cyclprune.pictures.plots", raising=False)
     assert main(["plot", str(saved)]) == 1
     assert 'pip install "hf_cyclprune[plots]"' in capsys.readouterr().err
+
+
+def test_methods_lists_every_method_with_its_paper_and_settings(capsys):
+    assert main(["methods"]) == 0
+    printed = capsys.readouterr().out
+    for name, method in METHODS.items():
+        assert f"{name}: {method.title}" in printed
+        assert method.paper is None or method.paper.url in printed
+        for field, value in method.settings.items():
+            assert f"{field}={value!r}" in printed
 
 
 def test_glue_without_its_packages_names_the_extra(monkeypatch, capsys):

@@ -15,6 +15,7 @@ from hf_cyclprune.config import PruningConfig
 from hf_cyclprune.files import read_json
 from hf_cyclprune.glue.arguments import GlueArguments
 from hf_cyclprune.glue.tasks import get_task
+from hf_cyclprune.methods import METHODS
 from hf_cyclprune.secrets import redact
 from hf_cyclprune.training.arguments import PruningArguments
 from hf_cyclprune.training.device import has_accelerator
@@ -155,7 +156,8 @@ def _explain_unknown(flag: str, known: Collection[str]) -> str:
 
 def _complete(values: dict[str, Any]) -> dict[str, Any]:
     """Add the defaults that depend on the other values and on the machine."""
-    defaults: dict[str, Any] = {}
+    method = METHODS.get(values.get("method", PruningConfig.method))  # the config names an unknown
+    defaults: dict[str, Any] = dict(method.training) if method is not None else {}
     if not has_accelerator():
         defaults["use_cpu"] = True
     if not any(name in values for name in _ACTIONS):

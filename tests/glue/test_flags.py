@@ -192,3 +192,16 @@ def test_help_lists_every_kind_of_flag(capsys):
         "--no_lr_restarts",
     ):
         assert name in printed
+
+
+def test_a_method_brings_its_training_arguments_and_a_flag_goes_before_them():
+    flags = [*NAMES, "--method", "pgd", "--sparsity", "0.5"]
+    assert parse_flags(flags)[1].lr_scheduler_type == "constant"
+    assert parse_flags([*flags, "--lr_scheduler_type", "cosine"])[1].lr_scheduler_type == "cosine"
+    one_cycle = parse_flags([*NAMES, "--method", "one_cycle", "--sparsity", "0.5"])[1]
+    assert (one_cycle.lr_scheduler_type, one_cycle.warmup_steps) == ("cosine", 0.25)
+
+
+def test_an_unknown_method_is_refused_with_the_nearest():
+    with pytest.raises(ValueError, match=r"method must be one of .*'gradul'.*mean 'gradual'"):
+        parse_flags([*NAMES, "--method", "gradul", "--sparsity", "0.5"])
