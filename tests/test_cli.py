@@ -43,7 +43,10 @@ def test_a_folder_without_a_model_is_one_clear_line(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     (line,) = done.stderr.strip().splitlines()
-    assert line.startswith("hf-cyclprune: error: DIR must be a folder with a saved model; '")
+    assert line == (
+        f"hf-cyclprune: error: There is no config.json in '{tmp_path}'. Pass a folder that holds a "
+        "saved model."
+    )
 
 
 def test_torn_weights_are_one_clear_line(saved, capsys):

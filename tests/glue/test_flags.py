@@ -189,7 +189,7 @@ def test_help_lists_every_kind_of_flag(capsys):
         "--sparsity",
         "--num_cycles",
         "--learning_rate",
-        "--no_lr_restarts",
+        "--no_fix_loss_scaling",
     ):
         assert name in printed
 
