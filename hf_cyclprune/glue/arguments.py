@@ -4,8 +4,10 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from hf_cyclprune.checks import check_count
-from hf_cyclprune.glue.tasks import TASKS, get_task
+from hf_cyclprune.checks import check_count, check_known
+from hf_cyclprune.glue.tasks import TASKS, GlueTask, get_task
+from hf_cyclprune.training.arguments import PruningArguments
+from hf_cyclprune.training.device import has_accelerator
 
 
 def _option(meaning: str, default: object = dataclasses.MISSING) -> Any:
@@ -64,3 +66,20 @@ class GlueArguments:
         for name in ("max_train_samples", "max_eval_samples", "max_predict_samples"):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name))
+
+
+def check_together(args: PruningArguments, task: GlueTask) -> None:
+    """Raise a ValueError for training arguments that contradict each other or the task."""
+    if not (args.do_train or args.do_eval or args.do_predict):
+        raise ValueError("One of do_train, do_eval and do_predict must be True. Add --do_train.")
+    if args.is_pruning and not args.do_train:
+        raise ValueError(
+            "sparsity and pattern need do_train. Add --do_train, or drop them to evaluate "
+            "the model as it is."
+        )
+    if args.fp16 and not has_accelerator():
+        raise ValueError("fp16 needs an accelerator such as a GPU. Use --bf16, or neither.")
+    best = args.metric_for_best_model
+    if args.load_best_model_at_end and best is not None:
+        known = sorted({"loss", task.best_metric, *task.metrics})
+        check_known("metric_for_best_model", best.removeprefix("eval_"), known)

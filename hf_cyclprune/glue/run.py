@@ -1,11 +1,11 @@
-"""One GLUE run: arguments -> data -> model -> Trainer -> the files that run_glue writes."""
+"""One GLUE run: arguments -> data -> model -> Trainer -> files with the names of run_glue's."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from transformers import (
     DataCollatorWithPadding,
     EvalPrediction,
@@ -14,8 +14,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from hf_cyclprune.checks import check_known
-from hf_cyclprune.glue.arguments import GlueArguments
+from hf_cyclprune.glue.arguments import GlueArguments, check_together
 from hf_cyclprune.glue.data import HUB_DATASET, load_task
 from hf_cyclprune.glue.examples import Examples, make_examples
 from hf_cyclprune.glue.metrics import score
@@ -36,37 +35,35 @@ from hf_cyclprune.glue.train_loss import GlueTrainer
 from hf_cyclprune.reporting.folder import read_results
 from hf_cyclprune.reporting.report import SparsityReport
 from hf_cyclprune.training.arguments import PruningArguments
-from hf_cyclprune.training.device import has_accelerator
 
 logger = logging.get_logger(__name__)
 
-Metrics = dict[str, Any]
+Metrics = dict[str, float]
 
 
 def run_glue(glue: GlueArguments, args: PruningArguments) -> Metrics:
     """Train, evaluate and predict as do_train, do_eval and do_predict say.
 
-    Writes into `args.output_dir` the model and its card; pruning_config.json, sparsity_report.json
-    and pruning_run.json if it was pruned; train_results.json, eval_results.json, all_results.json;
-    predict_results_TASK.txt.
-    In one process in fp32 a run that was stopped and resumed has the results of one that was not,
-    other than times.
+    Writes into `args.output_dir` the model and its card; if it was pruned, pruning_config.json,
+    sparsity_report.json and pruning_run.json; and train_results.json, eval_results.json,
+    all_results.json and predict_results_TASK.txt. A resumed run in one process in fp32 has the
+    results of an uninterrupted one, except for timings.
 
     Returns:
-        What all_results.json holds of this call: train_loss, eval_accuracy, sparsity (counted in
-        the weights), ..
+        The values that this call added to all_results.json, for example train_loss, eval_accuracy
+        and the sparsity counted in the weights.
 
     Raises:
-        ValueError: flags that do not go together, an output_dir that holds another run, data that
-            are not the task's, a model that cannot be had.
+        ValueError: flags contradict each other, output_dir holds another run, the data do not fit
+            the task, or the model cannot be loaded.
         ConnectionError: the Hub's GLUE cannot be reached.
     """
     task = get_task(glue.task_name)
-    _check_together(args, task)
+    check_together(args, task)
     if glue.dense_run is not None:
         read_results(glue.dense_run)
     checkpoint = find_checkpoint(args) if args.do_train else None
-    if args.should_save:  # the process that writes
+    if args.should_save:
         check_output_dir(args, glue, checkpoint)
     set_seed(args.seed)
     run = _Run.prepare(glue, args, task)
@@ -74,7 +71,7 @@ def run_glue(glue: GlueArguments, args: PruningArguments) -> Metrics:
         save_identity(args, glue)
     metrics: Metrics = {}
     if args.do_train:
-        # for True the Trainer looks again, and clears what a kill left
+        # with True the Trainer searches again and deletes checkpoints that a crash left incomplete
         is_newest = str(args.resume_from_checkpoint).lower() == "true"
         metrics |= run.train(True if checkpoint and is_newest else checkpoint)
     if args.do_eval:
@@ -85,33 +82,8 @@ def run_glue(glue: GlueArguments, args: PruningArguments) -> Metrics:
     return metrics
 
 
-def _check_together(args: PruningArguments, task: GlueTask) -> None:
-    if not (args.do_train or args.do_eval or args.do_predict):
-        raise ValueError(
-            "one of do_train, do_eval, do_predict must be True; got none. Add --do_train."
-        )
-    if args.is_pruning and not args.do_train:
-        raise ValueError(
-            "sparsity and pattern must come with do_train; got them without. Add --do_train, or "
-            "drop them to evaluate the model as it is."
-        )
-    if args.fp16 and not has_accelerator():
-        raise ValueError(
-            "fp16 must have an accelerator, such as a GPU; got a CPU. Use --bf16, or neither."
-        )
-    _check_best_metric(args, task)
-
-
-def _check_best_metric(args: PruningArguments, task: GlueTask) -> None:
-    best = args.metric_for_best_model
-    if not args.load_best_model_at_end or best is None:
-        return
-    known = sorted({"loss", task.best_metric, *task.metrics})
-    check_known("metric_for_best_model", best.removeprefix("eval_"), known)
-
-
 def _wanted_splits(args: PruningArguments) -> list[str]:
-    """The kinds of splits that a run needs."""
+    """Return the kinds of splits that the run needs."""
     has_evaluation = args.do_eval or (args.do_train and args.eval_strategy != "no")
     needs = {"train": args.do_train, "validation": has_evaluation, "test": args.do_predict}
     return [kind for kind, is_needed in needs.items() if is_needed]
@@ -119,7 +91,7 @@ def _wanted_splits(args: PruningArguments) -> list[str]:
 
 @dataclass(frozen=True)
 class _Run:
-    """A Trainer with its data."""
+    """A Trainer with its data and the actions of run_glue."""
 
     task: GlueTask
     trainer: GlueTrainer
@@ -127,14 +99,14 @@ class _Run:
 
     @classmethod
     def prepare(cls, glue: GlueArguments, args: PruningArguments, task: GlueTask) -> "_Run":
-        """What is wrong with names and data shows before the model is loaded."""
+        """Load everything; the model comes last, after the checks of names and data."""
         config = load_task_config(glue, task)
         tokenizer = load_tokenizer(glue)
         glue = replace(glue, max_seq_length=check_length(glue, tokenizer, config))
         with args.main_process_first(desc="loading the data"):
             splits = load_task(task, _wanted_splits(args), glue.dataset_dir, glue.cache_dir)
         model = load_classifier(glue, config)
-        ids: Any = config.label2id
+        ids: dict[str, int] = config.label2id  # type: ignore[assignment]
         with args.main_process_first(desc="tokenizing the data"):
             examples = make_examples(glue, task, splits, tokenizer, ids)
         options: dict[str, Any] = {
@@ -148,14 +120,11 @@ class _Run:
         }
         try:
             return cls(task, GlueTrainer(**options), examples)
-        except RuntimeError as error:  # a tracker that is not installed, for example
+        except RuntimeError as error:  # for example a tracker that is not installed
             raise ValueError(str(error)) from error
 
-    @property
-    def folder(self) -> Path:
-        return Path(str(self.trainer.args.output_dir))
-
     def train(self, checkpoint: str | bool | None) -> Metrics:
+        """Train, save the model and return the metrics of training."""
         result = self.trainer.train(resume_from_checkpoint=checkpoint)
         assert self.examples.train is not None
         num_samples = len(self.examples.train)
@@ -167,7 +136,7 @@ class _Run:
         return metrics
 
     def evaluate(self) -> Metrics:
-        """Metrics of every validation set, and the sparsity of the model."""
+        """Evaluate on every validation set; return the metrics and the sparsity of the model."""
         metrics: Metrics = {}
         for suffix, data in self.examples.evaluation.items():
             values = {**self.trainer.evaluate(eval_dataset=data), "eval_samples": len(data)}
@@ -182,7 +151,7 @@ class _Run:
         return metrics
 
     def _sparsity(self) -> Metrics:
-        """Counted in the weights; nothing for a dense model whose weights are not known."""
+        """Count the zeros; return nothing for a dense model without weights that can be pruned."""
         report = self.trainer.sparsity_report()
         if report is None:
             assert self.trainer.model is not None
@@ -194,15 +163,21 @@ class _Run:
         return {"sparsity": report.sparsity}
 
     def predict(self) -> None:
+        """Write the predictions for every test set."""
+        trainer, folder = self.trainer, Path(str(self.trainer.args.output_dir))
+        model: Any = trainer.model
         for suffix, data in self.examples.prediction.items():
-            output = self.trainer.predict(data, metric_key_prefix="predict")
-            rows = list(self._in_words(_outputs(output.predictions)))
-            if self.trainer.is_world_process_zero():
+            outputs = _outputs(trainer.predict(data, metric_key_prefix="predict").predictions)
+            if self.task.is_regression:
+                rows = [f"{value:.3f}" for value in outputs.reshape(-1)]
+            else:
+                rows = [model.config.id2label[int(i)] for i in outputs.argmax(-1)]
+            if trainer.is_world_process_zero():
                 file = f"predict_results_{self.task.name}{suffix}.txt"
-                write_predictions(self.folder / file, rows)
+                write_predictions(folder / file, rows)
 
     def publish(self, metrics: Metrics, dense_run: str | None) -> None:
-        """Write the model card of a model that was trained here; push it if push_to_hub says so."""
+        """Write the model card if the model was trained; with push_to_hub, push everything."""
         trainer = self.trainer
         about: dict[str, Any] = {
             "language": "en",
@@ -212,26 +187,17 @@ class _Run:
             "dataset": f"GLUE {self.task.name.upper()}",
         }
         if trainer.sparsity_report() is not None:
-            evaluated = {k: v for k, v in metrics.items() if k.startswith("eval_")}
-            place = {"config": self.task.name}
-            if len(self.task.validation_splits) == 1:
-                place["split"] = self.task.validation_splits[0]
+            splits = self.task.validation_splits
+            split = {"split": splits[0]} if len(splits) == 1 else {}
             about |= {
-                "metrics": evaluated or None,
+                "metrics": {k: v for k, v in metrics.items() if k.startswith("eval_")} or None,
                 "dense_run": dense_run,
-                "dataset_metadata": place,
+                "dataset_metadata": {"config": self.task.name, **split},
             }
         if trainer.args.push_to_hub:
             trainer.push_to_hub(**about)
         elif trainer.args.do_train:
             trainer.create_model_card(**about)
-
-    def _in_words(self, outputs: Any) -> Iterator[str]:
-        model: Any = self.trainer.model
-        if self.task.is_regression:
-            return (f"{value:.3f}" for value in outputs.reshape(-1))
-        names = model.config.id2label
-        return (names[int(index)] for index in outputs.argmax(-1))
 
 
 def _make_collator(
@@ -245,13 +211,13 @@ def _make_collator(
     )
 
 
-def _outputs(predictions: Any) -> Any:
-    """Logits, also of a model that returns more."""
+def _outputs(predictions: Any) -> NDArray[Any]:
+    """Return the logits, also those of a model that returns more than them."""
     return np.asarray(predictions[0] if isinstance(predictions, tuple) else predictions)
 
 
 def _score(task: GlueTask, ids: dict[str, int], prediction: EvalPrediction) -> dict[str, float]:
-    """The task's metrics, which are defined for its own label ids, not for the model's."""
+    """Compute the task's metrics after turning the model's label ids into the task's."""
     outputs, labels = _outputs(prediction.predictions), np.asarray(prediction.label_ids)
     if task.is_regression:
         return score(task, outputs.reshape(-1), labels)

@@ -265,13 +265,17 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(flags, refused, tmp_pa
     assert "must hold sst2/train.parquet" in refused(flags("sst2", "--dataset_dir", tmp_path))
     assert "where no config.json is found" in refused(flags("sst2", model="/nosuch"))
     assert "name of one on the Hub; got 'some/model'" in refused(flags("sst2", model="some/model"))
-    assert "fp16 must have an accelerator" in refused(flags("sst2", "--fp16"))
+    assert "fp16 needs an accelerator" in refused(flags("sst2", "--fp16"))
     best = ("--load_best_model_at_end", "--eval_strategy", "epoch", "--save_strategy", "epoch")
     line = refused(flags("sst2", *best, "--metric_for_best_model", "f1"))
     assert "metric_for_best_model must be one of accuracy, loss; got 'f1'" in line
     assert "--tf32 requires" in refused(flags("sst2", "--tf32", "true"))
-    assert "must come with do_train" in refused(flags("sst2", "--sparsity", 0.5, "--do_eval"))
-    assert "do_train, do_eval, do_predict" in refused(flags("sst2", "--do_train", "False"))
+    assert "sparsity and pattern need do_train" in refused(
+        flags("sst2", "--sparsity", 0.5, "--do_eval")
+    )
+    assert "One of do_train, do_eval and do_predict must be True" in refused(
+        flags("sst2", "--do_train", "False")
+    )
     assert not (tmp_path / "out").exists()
 
 
