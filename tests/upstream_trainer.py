@@ -27,7 +27,7 @@ import transformers.trainer_seq2seq  # before the swap: its base class is to sta
 
 from hf_cyclprune import PruningTrainer
 
-_STOCK = next(c for c in PruningTrainer.__mro__ if c.__module__ == "transformers.trainer")
+(_STOCK,) = PruningTrainer.__bases__
 _OURS, _SEQ2SEQ, _LEFT = "PruningTrainer", "Seq2SeqTrainer", "still Trainer"
 _constructions: Counter[str] = Counter()
 

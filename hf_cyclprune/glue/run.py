@@ -31,10 +31,12 @@ from hf_cyclprune.glue.output import (
     write_predictions,
 )
 from hf_cyclprune.glue.tasks import GlueTask, get_task
-from hf_cyclprune.glue.train_loss import GlueTrainer
+from hf_cyclprune.glue.train_loss import LossTotal, train_loss_of
 from hf_cyclprune.reporting.folder import read_results
 from hf_cyclprune.reporting.report import SparsityReport
 from hf_cyclprune.training.arguments import PruningArguments
+from hf_cyclprune.training.trainer import PruningTrainer
+from hf_cyclprune.training.upstream import keep_loss_unscaled
 
 logger = logging.get_logger(__name__)
 
@@ -94,7 +96,7 @@ class _Run:
     """A Trainer with its data and the actions of run_glue."""
 
     task: GlueTask
-    trainer: GlueTrainer
+    trainer: PruningTrainer
     examples: Examples
 
     @classmethod
@@ -106,6 +108,8 @@ class _Run:
         with args.main_process_first(desc="loading the data"):
             splits = load_task(task, _wanted_splits(args), glue.dataset_dir, glue.cache_dir)
         model = load_classifier(glue, config)
+        if args.fix_loss_scaling:  # dense runs too: they are compared with pruned ones
+            keep_loss_unscaled(model)
         ids: dict[str, int] = config.label2id  # type: ignore[assignment]
         with args.main_process_first(desc="tokenizing the data"):
             examples = make_examples(glue, task, splits, tokenizer, ids)
@@ -117,9 +121,10 @@ class _Run:
             "processing_class": tokenizer,
             "data_collator": _make_collator(glue, args, tokenizer),
             "compute_metrics": lambda prediction: _score(task, ids, prediction),
+            "callbacks": [LossTotal()],
         }
         try:
-            return cls(task, GlueTrainer(**options), examples)
+            return cls(task, PruningTrainer(**options), examples)
         except RuntimeError as error:  # for example a tracker that is not installed
             raise ValueError(str(error)) from error
 
@@ -128,7 +133,8 @@ class _Run:
         result = self.trainer.train(resume_from_checkpoint=checkpoint)
         assert self.examples.train is not None
         num_samples = len(self.examples.train)
-        metrics = {**result.metrics, "train_samples": num_samples, **self._sparsity()}
+        metrics = {**result.metrics, **train_loss_of(self.trainer), "train_samples": num_samples}
+        metrics |= self._sparsity()
         self.trainer.save_model(_internal_call=True)  # the push comes at the end
         self.trainer.log_metrics("train", metrics)
         self.trainer.save_metrics("train", metrics)

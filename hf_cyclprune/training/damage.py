@@ -1,4 +1,4 @@
-"""The checkpoint that a run goes on from: the newest one that is whole.
+"""Finds the newest checkpoint that is whole, and what is wrong with the others.
 
 A process that is killed while it saves leaves a folder without trainer_state.json, which
 transformers writes last; a full disk may leave any file cut short.
@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
+from transformers import TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -23,11 +24,11 @@ _TORCH_FILES = ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state.pth")
 def newest_checkpoint(
     folder: str | Path, *, remove: bool = False, needs_optimizer: bool = True
 ) -> str | None:
-    """The newest whole checkpoint in an output_dir; None if there is none.
+    """Return the newest whole checkpoint in an output_dir; None if there is none.
 
-    Warns of newer ones that are damaged. With `remove`, and if there is a whole one, those that
-    were interrupted while they were saved are deleted: transformers would keep them in the place of
-    good ones where save_total_limit rotates by number. Others are left: they may be of use.
+    Warns of newer ones that are damaged. With `remove`, and if there is a whole one, deletes those
+    that were interrupted while they were saved: save_total_limit, which goes by the number in the
+    name, would keep them in the place of good ones. Other damaged ones stay: they may be of use.
     """
     numbered = [(_step(path), path) for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*")]
     interrupted: list[Path] = []
@@ -37,10 +38,23 @@ def newest_checkpoint(
             for other in interrupted if remove else []:
                 shutil.rmtree(other, ignore_errors=True)
             return str(path)
-        warnings.warn(f"{path} is not resumed from, since {problem}.", stacklevel=2)
+        warnings.warn(f"{path} is not resumed from: {problem}.", stacklevel=2)
         if _state_problem(path) is not None:
             interrupted.append(path)
     return None
+
+
+def checkpoint_to_resume(args: TrainingArguments, wanted: str | bool | None) -> str | bool | None:
+    """Return the newest whole checkpoint of a run for True; what else is wanted stays.
+
+    What a crash left beside the checkpoint is deleted. Without one True stays, too, which `Trainer`
+    refuses.
+    """
+    if wanted is not True:
+        return wanted
+    is_writer, needs_optimizer = args.should_save, not args.save_only_model
+    folder = str(args.output_dir)
+    return newest_checkpoint(folder, remove=is_writer, needs_optimizer=needs_optimizer) or True
 
 
 def _step(path: Path) -> int | None:
@@ -49,7 +63,7 @@ def _step(path: Path) -> int | None:
 
 
 def find_damage(folder: Path, needs_optimizer: bool = True) -> str | None:
-    """What is wrong with a checkpoint; None if it can be resumed from.
+    """Return what is wrong with a checkpoint; None if it can be resumed from.
 
     Looks at headers and lengths, not at every byte.
 
@@ -87,7 +101,7 @@ def find_damage(folder: Path, needs_optimizer: bool = True) -> str | None:
 
 
 def _state_problem(folder: Path) -> str | None:
-    """What is wrong with the file that is written last."""
+    """Return what is wrong with the file that is written last."""
     try:
         TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
     except FileNotFoundError:
@@ -95,8 +109,3 @@ def _state_problem(folder: Path) -> str | None:
     except (OSError, ValueError, TypeError):
         return f"its {TRAINER_STATE_NAME} cannot be read"
     return None
-
-
-def forget_state(folder: str | Path) -> None:
-    """Before a checkpoint is written over an older one: until it is whole it must not look so."""
-    (Path(folder) / TRAINER_STATE_NAME).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What a Trainer's run was, for its record and its card."""
+"""Describes a Trainer's run for its record and its card: settings, versions, command line."""
 
 import importlib.metadata
 import os
@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from transformers import Trainer
 from transformers.modelcard import extract_hyperparameters_from_trainer
 
@@ -16,50 +17,51 @@ from hf_cyclprune.secrets import redact
 _PACKAGES = ("hf_cyclprune", "transformers", "torch", "accelerate", "datasets", "tokenizers")
 
 
-def describe(trainer: Trainer, weights_step: int, **others: Any) -> RunRecord:
-    """The record of a run as it is now.
+def describe(trainer: Trainer, has_own_optimizer: bool, **others: Any) -> RunRecord:
+    """Return the record of a Trainer's run as it is now; `others` are further fields of it.
 
-    Args:
-        trainer: in the middle of a run, or after it.
-        weights_step: the optimizer step after which the model's weights stood.
-        **others: further fields of the record.
+    `has_own_optimizer` says whether the Trainer was given an optimizer, or the class of one.
     """
     state: Any = trainer.state
     return RunRecord(
         step=state.global_step,
-        weights_step=weights_step,
         total_steps=state.max_steps,
         log_history=list(state.log_history),
-        hyperparameters=_hyperparameters(trainer),
+        hyperparameters=_hyperparameters(trainer, has_own_optimizer),
         versions=_versions(),
         command=_command(getattr(trainer.args, "hub_token", None)),
         **others,
     )
 
 
-def find_base_model(model: Any) -> str | None:
-    """The id on the Hub that the model was loaded from; None if it came from elsewhere."""
+def bare_model(trainer: Trainer) -> nn.Module:
+    """Return the model without what an engine or torch.compile has put around it."""
+    model: nn.Module = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
+    return model
+
+
+def find_model_id(model: Any) -> str | None:
+    """Return the id on the Hub that a model was loaded from; None if it came from elsewhere."""
     name = str(getattr(getattr(model, "config", None), "_name_or_path", "") or "")
     is_local = not name or Path(name).exists() or name.startswith((".", "/", "~"))
     return None if is_local else name
 
 
-def _hyperparameters(trainer: Trainer) -> dict[str, Any]:
-    """As in the card of `Trainer`, in values that JSON has."""
+def _hyperparameters(trainer: Trainer, has_own_optimizer: bool) -> dict[str, Any]:
+    """Return what the card of `Trainer` has, and the optimizer in full, as values for JSON."""
     args: Any = trainer.args
     extract: Any = extract_hyperparameters_from_trainer
     values: dict[str, Any] = extract(trainer)
     values["lr_scheduler_type"] = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
     values["optimizer"] = _optimizer(args)
-    own: Any = trainer
-    if getattr(own, "has_own_optimizer", False) and own.optimizer is not None:
+    if has_own_optimizer and trainer.optimizer is not None:
         del values["learning_rate"]
-        values["optimizer"] = _optimizer_of(own.optimizer)
-    if getattr(own, "has_own_scheduler", False):
+        values["optimizer"] = _optimizer_of(trainer.optimizer)
+    if trainer.lr_scheduler is not None and not trainer._created_lr_scheduler:
         for name in [name for name in values if "lr_scheduler" in name]:
             del values[name]
-        scheduler = getattr(own.lr_scheduler, "scheduler", own.lr_scheduler)  # accelerate's
-        values["lr_scheduler"] = type(scheduler).__name__
+        scheduler = getattr(trainer.lr_scheduler, "scheduler", trainer.lr_scheduler)
+        values["lr_scheduler"] = type(scheduler).__name__  # not accelerate's, which is around it
     if args.bf16 or args.fp16:
         values["mixed_precision_training"] = "bf16" if args.bf16 else "fp16"
     return {
@@ -95,17 +97,17 @@ def _versions() -> dict[str, str]:
 
 
 def _command(token: str | None) -> str | None:
-    """The command line of hf-cyclprune without tokens; of a script its name alone.
+    """Return the command line of hf-cyclprune without tokens, or the name of a script.
 
-    What a script takes may be secret, and a card is public. None in a notebook, in pytest or at a
-    prompt.
+    The arguments of a script are left out: they may be secret, and a card is public. In a notebook,
+    in pytest or at a prompt there is no command: None.
     """
     program = Path(sys.argv[0] if sys.argv else "")
-    home = os.path.join(os.path.expanduser("~"), "")  # names who it is
+    home = os.path.join(os.path.expanduser("~"), "")  # it holds the user's name
     shown = [argument.replace(home, "~/") for argument in redact(sys.argv[1:], token)]
     if program.name == "hf-cyclprune":
         return shlex.join(["hf-cyclprune", *shown])
     if program.parts[-2:] == ("hf_cyclprune", "cli.py"):
         return shlex.join(["python", "-m", "hf_cyclprune.cli", *shown])
     is_script = program.suffix == ".py" and "site-packages" not in program.parts
-    return f"python {program.name}{' ..' if shown else ''}" if is_script else None
+    return f"python {program.name}{' ...' if shown else ''}" if is_script else None

@@ -1,4 +1,4 @@
-"""What the machine can do."""
+"""What the machine can compute on."""
 
 import torch
 

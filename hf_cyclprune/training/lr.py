@@ -1,4 +1,4 @@
-"""The learning rate of a cycle: the whole schedule, run once in each."""
+"""A learning rate that runs its whole schedule once in every pruning cycle."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import get_scheduler
+from transformers import TrainingArguments, get_scheduler
 from transformers.trainer_utils import SchedulerType
 
+from hf_cyclprune.config import PruningConfig
 from hf_cyclprune.pruning.schedules import Schedule
 
 # Driven by a metric, or restarting by a clock of their own.
@@ -22,13 +23,13 @@ def get_restarting_scheduler(
     num_warmup_steps: int = 0,
     scheduler_specific_kwargs: dict[str, Any] | None = None,
 ) -> LambdaLR:
-    """The learning-rate schedule `name` of transformers, run from start to end in every cycle.
+    """Return the learning-rate schedule `name`, run from start to end in every cycle.
 
     Step t = e_c + 1 + u is taken with the rate that a run of the cycle's length would have at its
     step u, warm-up included. Call `.step()` once after every optimizer step, as usual.
 
     Args:
-        name: what `transformers.get_scheduler` knows, except the schedules that follow a metric or
+        name: any that `transformers.get_scheduler` knows, except those that follow a metric or
             restart by themselves.
         schedule: the pruning schedule, whose edges are the restarts.
         num_warmup_steps: optimizer steps of warm-up in each cycle; at most its climb.
@@ -70,6 +71,17 @@ def check_restartable(name: str | SchedulerType) -> None:
         )
 
 
+def make_scheduler(
+    args: TrainingArguments, optimizer: Optimizer, config: PruningConfig, total_steps: int
+) -> LambdaLR:
+    """Return the learning-rate schedule of a Trainer that restarts with every pruning cycle."""
+    schedule = config.build_schedule(total_steps)
+    warmup_steps = args.get_warmup_steps(schedule.cycle_length(0))
+    kwargs: Any = args.lr_scheduler_kwargs
+    name = args.lr_scheduler_type
+    return get_restarting_scheduler(name, optimizer, schedule, warmup_steps, kwargs)
+
+
 def check_warmup(num_warmup_steps: int, schedule: Schedule) -> None:
     """Raise a ValueError if the warm-up outlasts the climb of a cycle, or a cycle without one."""
     cycles = range(schedule.num_cycles)
@@ -89,7 +101,7 @@ def _factor(
     length: int,
     kwargs: dict[str, Any] | None,
 ) -> Callable[[int], float]:
-    """The multiplier of the base learning rate over a cycle of this length."""
+    """Return the multiplier of the base learning rate over a cycle of this length."""
     lr = optimizer.defaults.get("lr", optimizer.param_groups[0]["lr"])  # some schedules read it
     stand_in = torch.optim.SGD([torch.zeros(1)], lr=lr)
     scheduler = get_scheduler(name, stand_in, num_warmup_steps, length, kwargs)

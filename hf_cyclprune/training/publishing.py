@@ -1,4 +1,4 @@
-"""Pushing while and after training: every push carries the facts of the weights in it."""
+"""The model card and the pushes of a Trainer: all files of a push describe the weights in it."""
 
 import dataclasses
 import inspect
@@ -6,8 +6,7 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,218 +28,200 @@ from hf_cyclprune.hub.page import (
 )
 from hf_cyclprune.hub.remote import Branch
 from hf_cyclprune.reporting.folder import read_dense_metrics
-from hf_cyclprune.training.recording import RecordingTrainer
+from hf_cyclprune.training.describe import bare_model, describe, find_model_id
+from hf_cyclprune.training.evaluations import Evaluations
+from hf_cyclprune.training.run import PruningRun
+from hf_cyclprune.training.saving import ModelSaver
+from hf_cyclprune.training.upstream import take_failures
 
 
 @dataclass(frozen=True)
-class _Push:
-    """One that is being prepared."""
+class FinalPush:
+    """What the caller of push_to_hub asked for."""
 
     message: str
-    token: str | None = None
-    revision: str | None = None
-    checkpoint: Path | None = None
-    """The weights; None for those in output_dir, in a final push, which has pictures."""
-    is_packed: bool = False
+    token: str | None
+    revision: str | None
+    is_packed: bool
+    """Whether to add a packed copy of the weights."""
 
 
-class PushingTrainer(RecordingTrainer):
-    """A Trainer whose repository on the Hub tells what its weights are.
+def repo_name(trainer: Trainer) -> str:
+    """Return the id of a Trainer's repository, or the name from which it will be made."""
+    name = trainer.args.hub_model_id or Path(str(trainer.args.output_dir)).absolute().name
+    return str(getattr(trainer, "hub_model_id", None) or name)
 
-    Without facts (`card_facts`) it pushes what `Trainer` does.
+
+def branch_of(trainer: Trainer, token: str | None = None, revision: str | None = None) -> Branch:
+    """Return where a Trainer pushes to; its arguments stand in for None."""
+    revision = revision if revision is not None else trainer.args.hub_revision
+    token = token if token is not None else trainer.args.hub_token
+    return Branch(repo_name(trainer), revision, token)
+
+
+class Publisher:
+    """Writes the card of a pruned model, and prepares the folder and the branch for every push.
+
+    Args:
+        trainer: was just made; it uploads.
+        saver: saves its weights.
+        evaluations: know its metrics.
     """
 
-    _push: _Push | None = None
-    _is_branch_clean = False
-    """Whether the branch holds nothing that a push by `Trainer` would leave behind."""
+    def __init__(self, trainer: Trainer, saver: ModelSaver, evaluations: Evaluations) -> None:
+        self._trainer: Any = trainer
+        self._saver = saver
+        self._evaluations = evaluations
+        has_class = trainer.optimizer_cls_and_kwargs is not None
+        self._has_own_optimizer = has_class or trainer.optimizer is not None
+        self._base_model = find_model_id(trainer.model)
+        """Found now: later a folder may come or go for which a name on the Hub is mistaken."""
+        self._card_options: dict[str, Any] = {}
+        """The arguments of create_model_card, by name, from all calls so far."""
+        self._dense_metrics: dict[str, float] = {}
+        """The metrics of a dense run that the card compares with."""
+        self._is_branch_clean = False
+        """Whether the branch holds nothing that a push by `Trainer` would leave behind."""
 
     @property
-    def _repo_name(self) -> str:
-        name = self.args.hub_model_id or Path(str(self.args.output_dir)).absolute().name
-        return str(getattr(self, "hub_model_id", None) or name)
+    def _folder(self) -> Path:
+        return Path(str(self._trainer.args.output_dir))
 
-    def _branch(self, token: str | None = None, revision: str | None = None) -> Branch:
-        """Where a push goes to; None is what the arguments say."""
-        revision = revision if revision is not None else self.args.hub_revision
-        token = token if token is not None else self.args.hub_token
-        return Branch(self._repo_name, revision, token)
+    def take_options(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], dataset_metadata: Any
+    ) -> None:
+        """Remember the arguments of create_model_card, for this card and later ones."""
+        bound = inspect.signature(Trainer.create_model_card).bind(None, *args, **kwargs).arguments
+        options = {**bound, "dataset_metadata": dataset_metadata}
+        self._card_options |= {name: value for name, value in options.items() if value is not None}
 
-    def init_hf_repo(self, token: str | None = None, *args: Any, **kwargs: Any) -> None:
-        with explained(self._repo_name):
-            super().init_hf_repo(token, *args, **kwargs)
-            if self.is_world_process_zero():
-                self._branch(token).create()
-
-    def push_to_hub(
+    def describe(
         self,
-        commit_message: str | None = "End of training",
-        blocking: bool = True,
-        token: str | None = None,
-        revision: str | None = None,
-        private: bool | None = None,
-        *,
-        packed: bool = True,
-        **kwargs: Any,
-    ) -> Any:
-        """As in `Trainer`, with pictures and a packed copy of the weights in `sparse/`.
-
-        Args:
-            commit_message, blocking, token, revision, private: as in `Trainer`; a revision that is
-                not there is made.
-            packed: whether to add `sparse/`.
-            **kwargs: for `create_model_card`.
-
-        Raises:
-            PushError: the Hub cannot be reached, refuses, or fails; nothing is lost.
-        """
-        self._finish_current_push()  # its files are about to be written again
-        self._is_branch_clean = False  # a packed copy will be there
-        push = _Push(commit_message or "Upload model", token, revision, is_packed=packed)
-        with explained(self._repo_name), self._preparing(push):
-            if self.is_world_process_zero():
-                self._create_place(token, revision, private)
-            result = super().push_to_hub(commit_message, blocking, token, revision, **kwargs)
-        if not blocking and result is not None:
-            self._watch(result)
-        return result
-
-    @contextmanager
-    def _preparing(self, push: _Push) -> Iterator[None]:
-        self._push = push
-        try:
-            yield
-        finally:
-            self._push = None
-
-    def _create_place(self, token: str | None, revision: str | None, private: bool | None) -> None:
-        """The repository and the branch, if they are not there."""
-        if getattr(self, "hub_model_id", None) is None:
-            private = private if private is not None else self.args.hub_private_repo
-            options: dict[str, Any] = {"private": private, "exist_ok": True}
-            options["token"] = token if token is not None else self.args.hub_token
-            HfApi().create_repo(self._repo_name, **options)
-            self.init_hf_repo(token)
-        if revision is not None:
-            self._branch(token, revision).create()
-
-    def _watch(self, future: Any) -> None:
-        """Let the next push wait for one in the background; tell if it fails."""
-        jobs: Any = [future]  # the others are done, push_to_hub has waited for them
-        running: Any = PushInProgress(jobs)
-        self.push_in_progress = running
-        future.add_done_callback(lambda _: self._warn_of_failed_push())
-
-    def create_model_card(
-        self,
-        *args: Any,
+        run: PruningRun,
         metrics: dict[str, float] | None = None,
         dense_run: str | Path | None = None,
-        dataset_metadata: dict[str, str] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Write README.md into output_dir: as in `Trainer`, or what is known of a pruned model.
+    ) -> Card:
+        """Return what a card can say of the model that a run has pruned, as it is now.
 
-        A README.md that a person wrote stays.
-
-        Args:
-            *args: as in `Trainer`, as are `kwargs`.
-            metrics: of the model as it is now, in place of those that were logged.
-            dense_run: the output_dir of a dense run of the same task, to compare with.
-            dataset_metadata: "config" and "split" of the dataset that the metrics are of.
+        Arguments as in `PruningTrainer.create_model_card`.
 
         Raises:
-            ValueError: `dense_run` is not one.
+            ValueError: `dense_run` has no metrics to compare with.
         """
-        facts = self.card_facts()
-        if facts is None:
-            super().create_model_card(*args, **kwargs)
-            return
-        if not self.is_world_process_zero():
-            return
-        named = inspect.signature(Trainer.create_model_card).bind(self, *args, **kwargs).arguments
-        del named["self"]
-        named["dataset_metadata"] = dataset_metadata
-        self.said |= {name: value for name, value in named.items() if value is not None}
-        record = facts.record
-        if metrics is not None:
-            record = dataclasses.replace(record, metrics=metrics)
+        trainer, model = self._trainer, bare_model(self._trainer)
+        metrics = metrics if metrics is not None else self._evaluations.latest()
         if dense_run is not None:
-            self.dense_metrics = read_dense_metrics(dense_run, record.metrics)
-        record = dataclasses.replace(record, card=self.said, dense_metrics=self.dense_metrics)
-        facts = dataclasses.replace(
-            facts,
-            record=record,
-            model_name=self.said.get("model_name", facts.model_name),
-            license=find_license(record.base_model),
+            self._dense_metrics = read_dense_metrics(dense_run, metrics)
+        record = describe(
+            trainer,
+            self._has_own_optimizer,
+            weights_step=self._evaluations.weights_step,
+            base_model=self._base_model,
+            metrics=metrics,
+            card=self._card_options,
+            dense_metrics=self._dense_metrics,
+            is_plan_kept=run.history.is_plan_kept,
         )
-        folder = Path(str(self.args.output_dir))
-        if self._push is None:
-            self.save_record(record, folder)
-            write_card(folder, facts)
-        elif self._push.checkpoint is None:
-            self.save_record(record, folder)
-            add_extras(folder, self._push.is_packed)
-            self._write_page(folder, facts, self._push, folder)
-        else:
-            self._write_page_of_checkpoint(folder, facts, self._push, self._push.checkpoint)
+        name = self._card_options.get("model_name") or repo_name(trainer).rpartition("/")[2]
+        return Card(
+            model_name=name,
+            report=run.report(model),
+            config=run.config,
+            record=record,
+            repo_id=getattr(trainer, "hub_model_id", None),
+            model_class=type(model).__name__,
+            num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        )
 
-    def _write_page_of_checkpoint(
-        self, folder: Path, facts: Card, push: _Push, checkpoint: Path
+    def write_card(self, card: Card) -> None:
+        """Write README.md and the record for the model in output_dir."""
+        self._saver.save_record(card.record, self._folder)
+        write_card(self._folder, _with_license(card))
+
+    def prepare_final_push(self, card: Card, push: FinalPush) -> None:
+        """Add the packed copy, the pictures and the card to output_dir, which `Trainer` uploads."""
+        self._is_branch_clean = False  # a packed copy will be there
+        self._saver.save_record(card.record, self._folder)
+        add_extras(self._folder, push.is_packed)
+        branch = branch_of(self._trainer, push.token, push.revision)
+        self._write_page(self._folder, card, self._folder, branch, push.message)
+
+    def create_place(self, push: FinalPush, private: bool | None) -> None:
+        """Create the repository and the branch of a push, if they are not there."""
+        trainer = self._trainer
+        if not trainer.is_world_process_zero():
+            return
+        if getattr(trainer, "hub_model_id", None) is None:
+            # here, since init_hf_repo of transformers 5.0.0 does not take `private`
+            private = private if private is not None else trainer.args.hub_private_repo
+            branch = branch_of(trainer, push.token)
+            HfApi(token=branch.token).create_repo(branch.repo_id, private=private, exist_ok=True)
+            trainer.init_hf_repo(push.token)
+        if push.revision is not None:
+            branch_of(trainer, push.token, push.revision).create()
+
+    def prepare_checkpoint_push(self, run: PruningRun | None, checkpoint: Path) -> bool:
+        """Put the card and what describes a checkpoint into output_dir; return whether to push it.
+
+        `Trainer` adds the weights. If the Hub fails, warns and leaves output_dir as it was.
+        """
+        if run is None:
+            return True
+        if not self._is_ready():
+            return False
+        card, folder = self.describe(run), self._folder
+        message = f"Training in progress, step {self._trainer.state.global_step}"
+        try:
+            with tempfile.TemporaryDirectory(dir=folder, prefix="_page-") as temporary:
+                page = Path(temporary)
+                copy_record_files(checkpoint, page)
+                self._saver.save_record(card.record, page)
+                if (folder / CARD_NAME).is_file():
+                    shutil.copyfile(folder / CARD_NAME, page / CARD_NAME)
+                self._write_page(page, card, checkpoint, branch_of(self._trainer), message)
+                remove_extras(folder)  # of other weights
+                for path in page.iterdir():
+                    os.replace(path, folder / path.name)
+        except PushError as error:
+            warnings.warn(f"A push failed while training goes on: {error}", stacklevel=2)
+            return False
+        self._is_branch_clean = True
+        return True
+
+    def _is_ready(self) -> bool:
+        """Whether a checkpoint is to be pushed and no push is going on, which may be waited for."""
+        trainer = self._trainer
+        if not trainer.is_world_process_zero() or trainer.args.hub_strategy == HubStrategy.END:
+            return False
+        self.warn_of_failures()
+        if trainer.args.hub_always_push:  # else it would send files that are being written
+            trainer._finish_current_push()
+        return trainer.push_in_progress is None or bool(trainer.push_in_progress.is_done())
+
+    def _write_page(
+        self, page: Path, card: Card, weights: Path, branch: Branch, message: str
     ) -> None:
-        """In `folder` its facts and weights come together, or neither if the Hub fails."""
-        with tempfile.TemporaryDirectory(dir=folder, prefix="_page-") as temporary:
-            page = Path(temporary)
-            copy_record_files(checkpoint, page)
-            self.save_record(facts.record, page)
-            if (folder / CARD_NAME).is_file():
-                shutil.copyfile(folder / CARD_NAME, page / CARD_NAME)
-            self._write_page(page, facts, push, checkpoint)
-            remove_extras(folder)  # of other weights
-            for path in page.iterdir():
-                os.replace(path, folder / path.name)
-
-    def _write_page(self, page: Path, facts: Card, push: _Push, weights: Path) -> None:
-        """The card for a push, and what must go from the branch before it."""
-        branch = self._branch(push.token, push.revision)
-        with explained(self._repo_name):
+        """Write the card for a push, and delete from the branch what must go before it."""
+        with explained(repo_name(self._trainer)):
             if not self._is_branch_clean:
                 branch.keep_card(page)
-            write_card(page, facts, weights)
+            write_card(page, _with_license(card), weights)
             if not self._is_branch_clean:
-                branch.replace_old(weights, page, push.message)
-        self._is_branch_clean = push.checkpoint is not None
+                branch.replace_old(weights, page, message)
 
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        is_pushed = self.is_world_process_zero() and self.args.hub_strategy != HubStrategy.END
-        if is_pushed and self.has_facts:
-            self._warn_of_failed_push()
-            if self.args.hub_always_push:
-                self._finish_current_push()  # or it would send files that are being written
-            running: Any = self.push_in_progress
-            if running is not None and not running.is_done():
-                return
-            message = f"Training in progress, step {self.state.global_step}"
-            try:
-                with self._preparing(_Push(message, checkpoint=Path(checkpoint_folder))):
-                    self.create_model_card()
-            except PushError as error:
-                warnings.warn(f"A push failed while training goes on: {error}", stacklevel=2)
-                return
-        super()._push_from_checkpoint(checkpoint_folder)
+    def watch(self, job: Any) -> None:
+        """Let the next push wait for one in the background, and warn if that one fails."""
+        if job is not None:  # only the first process has one
+            jobs: Any = [job]  # the others are done, push_to_hub has waited for them
+            self._trainer.push_in_progress = PushInProgress(jobs)
+            job.add_done_callback(lambda _: self.warn_of_failures())
 
-    def _finish_current_push(self) -> None:
-        super()._finish_current_push()
-        self._warn_of_failed_push()
-
-    def _warn_of_failed_push(self) -> None:
-        """The Trainer does not look at what became of a push in the background."""
-        push = getattr(self, "push_in_progress", None)
-        if push is None:
-            return
-        failed = [
-            job for job in push.jobs if job.done() and not job.cancelled() and job.exception()
-        ]
-        push.jobs = [job for job in push.jobs if job not in failed]
-        for job in failed:
-            reason = explain(self._repo_name, job.exception())
+    def warn_of_failures(self) -> None:
+        """Warn of pushes in the background that failed."""
+        for error in take_failures(getattr(self._trainer, "push_in_progress", None)):
+            reason = explain(repo_name(self._trainer), error)
             warnings.warn(f"A push in the background failed: {reason}", stacklevel=3)
+
+
+def _with_license(card: Card) -> Card:
+    return dataclasses.replace(card, license=find_license(card.record.base_model))

@@ -1,32 +1,85 @@
-"""Saving a model over another one: no file is ever half of one.
+"""Saving a model, with what it is, over another one: no file is ever half of one.
 
-What is killed in the middle leaves the old model or the new one, if the weights are one file; of
-several, shards of both may lie there.
+A crash leaves the old model or the new one if the weights are one file; if they are several, it may
+leave shards of both.
 """
 
+import dataclasses
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from hf_cyclprune.card.card import Card
+from hf_cyclprune.config import save_config
+from hf_cyclprune.hub.page import remove_extras
+from hf_cyclprune.packing.weights import fingerprint
+from hf_cyclprune.reporting.run import RunRecord
 
 _PREFIX = "_saving-"
 _WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
 
 
+class ModelSaver:
+    """Saves config, report and record of a pruned model beside its weights."""
+
+    def __init__(self) -> None:
+        self._step: int | None = None
+        """The optimizer step whose weights were saved last."""
+        self._fingerprint: int | None = None
+        """Their checksum; None where it cannot be had."""
+
+    def save(self, folder: Path, write: Callable[[str], None], card: Card | None) -> None:
+        """Save a model into a folder, in the place of one that may be there.
+
+        Args:
+            folder: the folder.
+            write: writes the weights and what else `Trainer` saves into a folder.
+            card: describes the weights; None saves what `Trainer` does.
+        """
+        if not holds_weights(folder):
+            self._save(folder, write, card)
+            return
+        with saved_whole(folder) as new:
+            self._save(new, write, card)
+        remove_extras(folder)  # of the weights before
+
+    def _save(self, folder: Path, write: Callable[[str], None], card: Card | None) -> None:
+        write(str(folder))
+        if card is not None:
+            save_config(card.config, folder)
+            card.report.save(folder)
+            self._step, self._fingerprint = card.record.weights_step, _find_fingerprint(folder)
+            self.save_record(card.record, folder)
+
+    def save_record(self, record: RunRecord, folder: Path) -> None:
+        """Write pruning_run.json if the record is about the weights that were saved last."""
+        if self._step is not None and self._step == record.weights_step:
+            dataclasses.replace(record, fingerprint=self._fingerprint).save(folder)
+
+
+def _find_fingerprint(folder: Path) -> int | None:
+    """None where something else than a whole model was saved, such as an adapter."""
+    try:
+        return fingerprint(folder)
+    except ValueError:
+        return None
+
+
 def holds_weights(folder: Path) -> bool:
-    """Whether there is something to lose."""
+    """Whether a model lies in the folder."""
     return bool(_weights(folder))
 
 
 @contextmanager
 def saved_whole(folder: Path) -> Iterator[Path]:
-    """A new folder; its files take their places in `folder` when all of them are there.
+    """Yields a new folder whose files take their places in `folder` when all of them are there.
 
     Both models need room on the disk at the same time. Weights of the old one whose names the new
-    one has not go: from_pretrained would take them.
+    one does not have are deleted, since from_pretrained would read them.
     """
     for leftover in folder.glob(f"{_PREFIX}*"):  # of a process that was killed
         shutil.rmtree(leftover, ignore_errors=True)

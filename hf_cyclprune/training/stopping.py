@@ -1,16 +1,14 @@
 """Training stops, and a best model is chosen, only where the model is at its target sparsity."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from transformers import (
-    EarlyStoppingCallback,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers import TrainerControl as Control
+from transformers import TrainerState as State
+from transformers import TrainingArguments as Args
+from transformers.trainer_callback import CallbackHandler
 from transformers.utils import logging
 
 from hf_cyclprune.pruning.pruner import Pruner
@@ -21,20 +19,6 @@ logger = logging.get_logger(__name__)
 _OUT_OF_REACH = -(10**9)
 
 
-@contextmanager
-def held_patience(callbacks: Iterable[TrainerCallback]) -> Iterator[None]:
-    """Inside, an evaluation leaves the patience of every EarlyStoppingCallback as it was."""
-    stoppers = [c for c in callbacks if isinstance(c, EarlyStoppingCallback)]
-    counters = [stopper.early_stopping_patience_counter for stopper in stoppers]
-    for stopper in stoppers:
-        stopper.early_stopping_patience_counter = _OUT_OF_REACH
-    try:
-        yield
-    finally:
-        for stopper, counter in zip(stoppers, counters, strict=True):
-            stopper.early_stopping_patience_counter = counter
-
-
 class StopGate(TrainerCallback):
     """Defers a stop asked for off target to the end of the first cycle that ends at the target.
 
@@ -43,54 +27,70 @@ class StopGate(TrainerCallback):
     transformers has just saved a checkpoint. A checkpoint does not remember a deferred stop.
 
     Args:
-        pruner: the pruner in force, or None.
-        move_last: makes this the last callback; called when training starts, since a resumed
-            Trainer may have put others behind it.
+        pruner: returns the pruner in force, or None.
     """
 
-    def __init__(self, pruner: Callable[[], Pruner | None], move_last: Callable[[], None]) -> None:
+    def __init__(self, pruner: Callable[[], Pruner | None]) -> None:
         self._pruner = pruner
-        self._move_last = move_last
+        self._handler: CallbackHandler | None = None
         self.is_preempted = False
         """Set by the Trainer when it saves because the process is about to be stopped."""
         self._is_stop_wanted = False
         self._step_at_epoch_begin = -1
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self._is_stop_wanted = self.is_preempted = False
-        self._move_last()
+    @property
+    def is_off_target(self) -> bool:
+        """Whether something is pruned, and not to the target sparsity."""
+        pruner = self._pruner()
+        return pruner is not None and not pruner.is_at_target
 
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def move_last(self, handler: CallbackHandler) -> None:
+        """Become the last callback of a handler, which may be going through its callbacks."""
+        self._handler = handler
+        handler.callbacks = [*(c for c in handler.callbacks if c is not self), self]
+
+    @contextmanager
+    def held_patience(self, handler: CallbackHandler, is_training: bool) -> Iterator[None]:
+        """Inside, an evaluation off target leaves the patience of early stopping as it was."""
+        is_held = is_training and self.is_off_target
+        callbacks = handler.callbacks if is_held else []
+        stoppers = [c for c in callbacks if isinstance(c, EarlyStoppingCallback)]
+        counters = [stopper.early_stopping_patience_counter for stopper in stoppers]
+        for stopper in stoppers:
+            stopper.early_stopping_patience_counter = _OUT_OF_REACH
+        try:
+            yield
+        finally:
+            for stopper, counter in zip(stoppers, counters, strict=True):
+                stopper.early_stopping_patience_counter = counter
+
+    def on_train_begin(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
+        self._is_stop_wanted = self.is_preempted = False
+        if self._handler is not None:  # a resumed Trainer may have put others behind the gate
+            self.move_last(self._handler)
+
+    def on_epoch_begin(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         self._step_at_epoch_begin = state.global_step
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> TrainerControl:
+    def on_step_end(self, args: Args, state: State, control: Control, **kwargs: Any) -> Control:
         pruner = self._pruner()
         if self._is_stop_wanted and pruner is not None and pruner.is_at_target:
             control.should_training_stop |= pruner.schedule.is_cycle_end(state.global_step)
         return self._defer(state, control)
 
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> TrainerControl:
+    def on_epoch_end(self, args: Args, state: State, control: Control, **kwargs: Any) -> Control:
         if state.global_step == self._step_at_epoch_begin:
             return control
         return self._defer(state, control)
 
-    def _on_later_event(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> TrainerControl:
+    def _after(self, args: Args, state: State, control: Control, **kwargs: Any) -> Control:
         return self._defer(state, control)
 
-    on_evaluate = on_log = on_save = _on_later_event
+    on_evaluate = on_log = on_save = _after
 
-    def _defer(self, state: TrainerState, control: TrainerControl) -> TrainerControl:
-        if not control.should_training_stop or self._is_allowed(state):
+    def _defer(self, state: State, control: Control) -> Control:
+        is_allowed = state.global_step >= state.max_steps or self.is_preempted
+        if not control.should_training_stop or is_allowed or not self.is_off_target:
             return control
         if not self._is_stop_wanted:
             logger.warning(
@@ -100,12 +100,3 @@ class StopGate(TrainerCallback):
         self._is_stop_wanted = True
         control.should_training_stop = False
         return control
-
-    def _is_allowed(self, state: TrainerState) -> bool:
-        pruner = self._pruner()
-        return (
-            pruner is None
-            or pruner.is_at_target
-            or state.global_step >= state.max_steps
-            or self.is_preempted
-        )

@@ -1,23 +1,30 @@
-"""Checkpoints under the names that the Trainer reads back.
+"""Workarounds for faults of transformers: each function names one and says when it can be removed.
 
-from_pretrained renames the weights of old files, such as google-bert/bert-base-uncased with its
-`LayerNorm.gamma` and `LayerNorm.beta`, and save_pretrained undoes that. So a Trainer's checkpoints
-have the old names too, but it reads them with load_state_dict, which knows only the new ones: a
-resumed run, or the best model of one, has the LayerNorms of the start of training. Seen with the
-stock Trainer of transformers 5.23.0; 5.0.0 writes the old names after every from_pretrained.
-https://github.com/huggingface/transformers/issues/48805 is the same for other conversions.
+Seen in transformers 5.0.0 and 5.24, unless a function says otherwise.
 """
 
 import inspect
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import nn
+from transformers import TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 
 _OLD_NAMES = ("LayerNorm.gamma", "LayerNorm.beta")
+_PREEMPTION_NAME = "checkpoint-is-incomplete.txt"
 
 
 def save_under_own_names(model: Any) -> None:
-    """Make save_pretrained write the names of the model's state_dict."""
+    """Make save_pretrained write the names of the model's state_dict.
+
+    For weights from an old file, such as google-bert/bert-base-uncased with its `LayerNorm.gamma`,
+    it writes the old names (5.0.0: for all files), which the Trainer does not read from a
+    checkpoint: a resumed run, or the best model, has the LayerNorms from the start of training.
+
+    Remove when https://github.com/huggingface/transformers/issues/48805 is fixed.
+    """
     conversions = getattr(model, "_weight_conversions", None)
     if conversions:
         model._weight_conversions = [
@@ -28,10 +35,13 @@ def save_under_own_names(model: Any) -> None:
 
 
 def is_loss_inflated(model: nn.Module) -> bool:
-    """Whether the model's forward takes any keyword but computes its loss without them.
+    """Whether the Trainer multiplies this model's loss by accumulation steps and processes.
 
-    A model counts items if its forward, or one that it builds on, names `num_items_in_batch` or
-    computes the loss in `self.loss_function`; and its author may say so by `accepts_loss_kwargs`.
+    It leaves the division to every model whose forward takes any keyword, but BERT-style heads
+    ignore `num_items_in_batch`. A model counts items if its forward, or one that it builds on, has
+    this name or `self.loss_function`; its author may also say so by `accepts_loss_kwargs`.
+
+    Remove when https://github.com/huggingface/transformers/issues/47688 is fixed.
     """
     if getattr(model, "accepts_loss_kwargs", None) is not None:
         return False
@@ -48,3 +58,61 @@ def is_loss_inflated(model: nn.Module) -> bool:
         for forward in forwards
     )
     return takes_any and not counts_items
+
+
+def keep_loss_unscaled(model: Any) -> None:
+    """Tell every Trainer that is made with this model later to divide an inflated loss itself.
+
+    Remove together with `is_loss_inflated`.
+    """
+    if is_loss_inflated(model):
+        model.accepts_loss_kwargs = False
+
+
+def take_failures(push_in_progress: Any) -> list[BaseException]:
+    """Return the errors of background pushes, each of them once.
+
+    `PushInProgress` waits for its jobs, but never looks at how they ended.
+
+    Remove when the Trainer itself warns of a failed push.
+    """
+    if push_in_progress is None:
+        return []
+    ended = [job for job in push_in_progress.jobs if job.done() and not job.cancelled()]
+    failed = [job for job in ended if job.exception() is not None]
+    push_in_progress.jobs = [job for job in push_in_progress.jobs if job not in failed]
+    return [job.exception() for job in failed]
+
+
+def is_preempted(checkpoint: Path) -> bool:
+    """Whether the Trainer saves this checkpoint because its process is about to be stopped.
+
+    With `enable_jit_checkpoint`, only a file that lies in the folder meanwhile tells this stop from
+    others.
+
+    Remove when the callbacks are told of a preemption.
+    """
+    return (checkpoint / _PREEMPTION_NAME).exists()
+
+
+def forget_state(checkpoint: Path) -> None:
+    """Delete the file of a checkpoint that is written last, before the rest is written over.
+
+    The Trainer writes over a checkpoint of the same step file by file: if it is killed meanwhile,
+    the old trainer_state.json makes the folder look whole.
+
+    Remove when the Trainer replaces the folder as a whole.
+    """
+    (checkpoint / TRAINER_STATE_NAME).unlink(missing_ok=True)
+
+
+def add_missing_state(state: TrainerState, name: str, values: Mapping[str, Any]) -> None:
+    """Enter a stateful callback into a state that was loaded from a checkpoint without it.
+
+    Otherwise the first save of the resumed run, which updates the states of all callbacks, raises a
+    KeyError (since https://github.com/huggingface/transformers/pull/32115).
+
+    Remove when the Trainer adds what is missing.
+    """
+    states: Any = state.stateful_callbacks
+    states.setdefault(name, values)

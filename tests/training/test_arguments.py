@@ -65,3 +65,18 @@ def test_the_training_arguments_serialise_with_the_options(tmp_path):
     assert values["output_dir"] == str(tmp_path)
     assert '"sparsity": 0.5' in args.to_json_string()
     assert config_to_dict(args) == config_to_dict(PruningConfig(sparsity=0.5))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"num_cycles": 4, "max_steps": 3}, "num_cycles must not exceed"),
+        ({"lr_scheduler_type": "cosine_with_restarts"}, "lr_scheduler_type must be"),
+        ({"max_steps": 40, "warmup_steps": 9}, "warmup_steps must not outlast"),
+    ],
+)
+def test_what_the_arguments_alone_show_is_refused_before_there_is_a_model(
+    arguments, options, words
+):
+    with pytest.raises(ValueError, match=words):
+        PruningArguments(**arguments(sparsity=0.5, **options))

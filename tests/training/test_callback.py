@@ -84,7 +84,7 @@ def test_it_is_silent_when_the_learning_rate_restarts_by_our_function(train, tin
 
 def test_it_refuses_to_load_the_best_model_and_names_the_remedy(tiny_bert, arguments, examples):
     args = arguments(load_best_model_at_end=True, eval_strategy="steps", save_strategy="steps")
-    with pytest.raises(ValueError, match=r"load_best_model_at_end must be off.*PruningTrainer"):
+    with pytest.raises(ValueError, match=r"load_best_model_at_end must be False.*PruningTrainer"):
         Trainer(
             model=tiny_bert(),
             args=TrainingArguments(**args),
@@ -151,3 +151,8 @@ def test_other_criteria_train_to_the_same_sparsity(train, criterion):
     callback = PruningCallback(config)
     trainer = train(Trainer, callbacks=[callback])
     assert callback.report(trainer.model).is_at_target
+
+
+def test_a_callback_without_any_config_is_refused(train):
+    with pytest.raises(ValueError, match="PruningCallback needs a config"):
+        train(Trainer, callbacks=[PruningCallback()])

@@ -1,4 +1,4 @@
-"""What a run says of a cycle that has ended: in the console, in the logs and in the report."""
+"""A cycle that has ended shows in the console, in the logs and in the report."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def report_of(trainer):
 
 
 def logged(trainer, name):
-    """{step: entry} of the entries that hold a value of this name."""
+    """Return {step: entry} of the log entries that hold a value of this name."""
     return {entry["step"]: entry for entry in trainer.state.log_history if name in entry}
 
 
@@ -198,7 +198,7 @@ def read_all(terminal):
 
 
 def screen(text):
-    """The rows that a terminal shows in the end."""
+    """Return the rows that a terminal shows in the end."""
     rows, y, x = [""], 0, 0
     for token in re.findall(r"\x1b\[\d*[A-Za-z]|[^\x1b]", text):
         if token == "\x1b[A":

@@ -1,4 +1,4 @@
-"""Whatever moment a run is stopped at, it goes on from the newest checkpoint that is whole."""
+"""A run that was stopped at any moment resumes from the newest checkpoint that is whole."""
 
 import shutil
 
@@ -44,7 +44,7 @@ def test_true_skips_a_damaged_checkpoint_with_a_warning(problem, saved, train):
     folder, final = saved
     shutil.rmtree(folder / "checkpoint-40")
     DAMAGES[problem](folder / "checkpoint-30")
-    with pytest.warns(UserWarning, match=f"checkpoint-30 is not resumed from, since .*{problem}"):
+    with pytest.warns(UserWarning, match=f"checkpoint-30 is not resumed from: .*{problem}"):
         trainer = train(PruningTrainer, args=ARGS, pruning_config=CONFIG, resume=True)
     for name, weight in trainer.model.state_dict().items():
         assert torch.equal(weight, final[name]), name

@@ -17,7 +17,7 @@ HOME = os.path.expanduser("~")
         (["hf-cyclprune", "glue", "--hub_token=x"], "hf-cyclprune glue '--hub_token=<token>'"),
         (["hf-cyclprune", "push", f"{HOME}/a b"], "hf-cyclprune push '~/a b'"),
         (["/mine/run.py"], "python run.py"),
-        (["/mine/run.py", "api.key=x", "--wandb_key", "x", "sql://u:p@h"], "python run.py .."),
+        (["/mine/run.py", "api.key=x", "--wandb_key", "x", "sql://u:p@h"], "python run.py ..."),
         (["/env/site-packages/ipykernel_launcher.py", "-f", "k.json"], None),
         (["/usr/bin/pytest"], None),
         ([""], None),
@@ -26,13 +26,13 @@ HOME = os.path.expanduser("~")
 def test_the_command_is_the_one_that_a_person_typed(argv, shown, train, monkeypatch):
     trainer = train(PruningTrainer, pruning_config=PruningConfig(sparsity=0.8))
     monkeypatch.setattr(sys, "argv", argv)
-    assert trainer.card_facts().record.command == shown
+    assert trainer.model_card().record.command == shown
 
 
 def test_hyperparameters_are_plain_values_of_what_was_chosen(train):
     args = {"optim": "adamw_torch", "weight_decay": 0.01, "bf16": True, "learning_rate": 3e-3}
     trainer = train(PruningTrainer, pruning_config=PruningConfig(sparsity=0.8), args=args)
-    values = trainer.card_facts().record.hyperparameters
+    values = trainer.model_card().record.hyperparameters
     assert values["optimizer"] == (
         "adamw_torch, betas (0.9, 0.999), epsilon 1e-08, weight_decay 0.01"
     )
@@ -43,7 +43,7 @@ def test_hyperparameters_are_plain_values_of_what_was_chosen(train):
 
 def test_versions_are_of_the_packages_that_are_there(train):
     trainer = train(PruningTrainer, pruning_config=PruningConfig(sparsity=0.8))
-    versions = trainer.card_facts().record.versions
+    versions = trainer.model_card().record.versions
     assert {"hf_cyclprune", "transformers", "torch", "accelerate"} <= versions.keys()
     assert all(versions.values())
 
@@ -55,16 +55,16 @@ def test_only_a_name_on_the_hub_is_a_base_model(name, base, train, tiny_bert):
     model = tiny_bert()
     model.config._name_or_path = name
     trainer = train(PruningTrainer, model=model, pruning_config=PruningConfig(sparsity=0.8))
-    assert trainer.card_facts().record.base_model == base
+    assert trainer.model_card().record.base_model == base
 
 
-def test_an_optimizer_of_the_callers_own_is_told_in_the_place_of_the_arguments(train, tiny_bert):
+def test_an_optimizer_of_the_callers_own_is_recorded_instead_of_the_arguments(train, tiny_bert):
     model = tiny_bert()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
     schedule = torch.optim.lr_scheduler.ConstantLR(optimizer)
     config = PruningConfig(sparsity=0.8, lr_restarts=False)
     options = {"model": model, "pruning_config": config, "optimizers": (optimizer, schedule)}
-    values = train(PruningTrainer, **options).card_facts().record.hyperparameters
+    values = train(PruningTrainer, **options).model_card().record.hyperparameters
     assert values["optimizer"].startswith("SGD, lr 0.5, momentum 0.9")
     assert values["lr_scheduler"] == "ConstantLR"
     assert not {"learning_rate", "lr_scheduler_type"} & values.keys()
@@ -79,32 +79,20 @@ def test_a_base_model_is_known_by_what_it_was_when_training_began(
     model.config._name_or_path = "base/model"
     trainer = train(PruningTrainer, model=model, pruning_config=PruningConfig(sparsity=0.8))
     monkeypatch.chdir("/")
-    assert trainer.card_facts().record.base_model is None
-
-
-def test_an_evaluation_again_counts_and_one_of_other_data_does_not_replace_it(train, examples):
-    trainer = train(PruningTrainer, pruning_config=PruningConfig(sparsity=0.8))
-    first = trainer.evaluate()["eval_loss"]
-    trainer.evaluate(examples[:3])
-    assert trainer.card_facts().record.metrics["eval_loss"] == first
-    with torch.no_grad():
-        trainer.model.classifier.bias[0].add_(1.0)
-    again = trainer.evaluate()["eval_loss"]
-    assert again != first
-    assert trainer.card_facts().record.metrics["eval_loss"] == again
+    assert trainer.model_card().record.base_model is None
 
 
 def test_a_run_resumed_with_another_schedule_says_so_from_then_on(train):
     args = {"save_strategy": "steps", "save_steps": 10}
     options = {"pruning_config": PruningConfig(sparsity=0.8, num_cycles=2), "args": args}
-    assert train(PruningTrainer, **options).card_facts().record.is_plan_kept
+    assert train(PruningTrainer, **options).model_card().record.is_plan_kept
     args["max_steps"] = 60
     with pytest.warns(UserWarning, match="steps"):
         longer = train(PruningTrainer, resume=True, **options)
-    assert not longer.card_facts().record.is_plan_kept
+    assert not longer.model_card().record.is_plan_kept
     args["max_steps"], same = 60, longer.args.output_dir
     assert (
         not train(PruningTrainer, resume=f"{same}/checkpoint-50", **options)
-        .card_facts()
+        .model_card()
         .record.is_plan_kept
     )

@@ -97,7 +97,7 @@ def test_one_shot_pruning_does_not_hold(sparse):
 
 
 def test_a_sparse_model_can_be_cycled_again_and_is_recognised(sparse, train, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("hf_cyclprune.training.callback"), "propagate", True)
+    monkeypatch.setattr(logging.getLogger("hf_cyclprune.training.prerequisites"), "propagate", True)
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     config = PruningConfig(sparsity=0.9, num_cycles=2)
     trainer = train(PruningTrainer, model=sparse(), pruning_config=config)

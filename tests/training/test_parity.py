@@ -1,4 +1,4 @@
-"""What pruning must not change."""
+"""Pruning changes nothing else of a training."""
 
 import pytest
 import torch

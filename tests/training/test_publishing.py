@@ -60,8 +60,9 @@ def make(tiny_bert, examples, arguments):
     return build
 
 
-def steps_told(hub, repo=REPO, revision="main"):
-    """(step in the title of a commit, step in its record, whether its card says it goes on)."""
+def steps_of(hub, repo=REPO, revision="main"):
+    """Yields for each commit of a checkpoint the step in its title, the step in its record, and
+    whether its card says that training goes on."""
     for commit in hub.commits(repo, revision)[::-1]:
         named = re.search(r"step (\d+)$", commit.title)
         if named:
@@ -77,7 +78,7 @@ def pages(hub, repo=REPO, revision="main"):
 
 
 def check_history(hub, tmp_path, repo=REPO, revision="main"):
-    """Every commit is true; sparse/ and pictures/ lie only beside their own weights."""
+    """Check every commit; sparse/ and pictures/ lie only beside their own weights."""
     sparsities = []
     for files in pages(hub, repo, revision):
         is_final = any(path.startswith("pictures/") for path in files)
@@ -112,7 +113,7 @@ def test_every_push_tells_the_truth_about_its_weights(strategy, hub, make, tmp_p
     trainer.train()
     trainer.push_to_hub()
     revision = options.get("hub_revision", "main")
-    for named, step, goes_on in steps_told(hub, revision=revision):
+    for named, step, goes_on in steps_of(hub, revision=revision):
         assert (step, goes_on) == (named, named < 12)
     sparsities = check_history(hub, tmp_path, revision=revision)
     assert len(sparsities) >= least
@@ -134,7 +135,7 @@ def test_every_push_tells_the_truth_about_its_weights(strategy, hub, make, tmp_p
 
 
 class Saves(TrainerCallback):
-    """What a person does in the middle of a run."""
+    """Does what a person might do in the middle of a run."""
 
     def __init__(self, step, act):
         self.step, self.act = step, act
@@ -214,7 +215,7 @@ MINE = "# Mine, in Latin-1: \xe9\xe8".encode("latin-1")
 
 
 def test_the_card_of_a_person_stays(hub, make, tmp_path):
-    """Here or on the Hub, also while training pushes."""
+    """It may be here or on the Hub, also while training pushes."""
     hub.add_repo(REPO, {"README.md": b"---\nlicense: mit\n---\n"})
     trainer = make(hub_always_push=True)
     trainer.train()
@@ -276,14 +277,14 @@ FAULTS = {
     ("fault", "strategy"),
     [*((fault, "every_save") for fault in FAULTS), ("500 on the weights", "checkpoint")],
 )
-def test_a_push_that_fails_in_training_is_told_and_training_goes_on(
+def test_a_push_that_fails_in_training_is_a_warning_and_training_goes_on(
     fault, strategy, hub, make, tmp_path
 ):
     trainer = make(hub_always_push=True, hub_strategy=strategy)
     trainer.add_callback(Saves(6, lambda: FAULTS[fault](hub)))
-    with pytest.warns(UserWarning, match="A push .*failed.*'tester/pruned'") as told:
+    with pytest.warns(UserWarning, match="A push .*failed.*'tester/pruned'") as caught:
         trainer.train()
-    assert any("Your files are intact" in str(w.message) or "403" in str(w.message) for w in told)
+    assert any("Your files are intact" in str(w.message) or "403" in str(w.message) for w in caught)
     assert trainer.state.global_step == 12
     before = len(hub.commits(REPO))
     with pytest.raises(PushError, match=r"push to 'tester/pruned'|token may not write to") as error:
@@ -299,7 +300,7 @@ def test_a_push_that_fails_in_training_is_told_and_training_goes_on(
     assert check_history(hub, tmp_path)[-1] == pytest.approx(0.8, abs=1e-3)
 
 
-def test_a_push_that_fails_before_it_begins_leaves_no_facts_without_weights(hub, make, tmp_path):
+def test_a_push_that_fails_before_it_begins_leaves_no_card_without_weights(hub, make, tmp_path):
     trainer = make(hub_always_push=True)
     trainer.add_callback(Saves(2, hub.stop))
     with pytest.warns(UserWarning, match="A push failed while training goes on"):
@@ -310,16 +311,16 @@ def test_a_push_that_fails_before_it_begins_leaves_no_facts_without_weights(hub,
     hub.start()
 
 
-def test_after_a_failed_push_weights_and_facts_in_output_dir_are_of_one_step(hub, make, tmp_path):
-    """Or the verb would push old weights with newer facts."""
+def test_after_a_failed_push_weights_and_record_in_output_dir_are_of_one_step(hub, make, tmp_path):
+    """Otherwise `hf-cyclprune push` would upload old weights with a newer record."""
     trainer = make(hub_always_push=True, max_steps=16)
     trainer.add_callback(Saves(8, hub.stop))
     with pytest.warns(UserWarning, match="A push .*failed"):
         trainer.train()
     out = tmp_path / "out"
-    facts = card_of_folder(out)
-    assert facts.record.fingerprint == fingerprint(out)
-    step = facts.record.weights_step
+    record = card_of_folder(out).record
+    assert record.fingerprint == fingerprint(out)
+    step = record.weights_step
     assert verify(out, out / f"checkpoint-{step}") is None
     assert f"optimizer step {step} of 16" in (out / "README.md").read_text()
     assert not list(out.glob("_*"))
@@ -369,7 +370,7 @@ def test_one_fault_is_met_by_trying_again(hub, make, tmp_path):
     check_history(hub, tmp_path)
 
 
-def test_a_push_that_nobody_waits_for_tells_of_its_failure(hub, make):
+def test_a_push_that_nobody_waits_for_warns_of_its_failure(hub, make):
     trainer = make(save_strategy="no")
     trainer.train()
     hub.fail_next("POST", "/commit/", times=None)

@@ -1,4 +1,4 @@
-"""What returns at an edge: the weights with the largest update, never the lowest indices."""
+"""At an edge the weights with the largest update return, never those of the lowest indices."""
 
 import pytest
 import torch

@@ -176,7 +176,7 @@ def test_masks_of_another_model_are_refused(train, tiny_bert):
     with pytest.raises(ConnectionAbortedError):
         run(train, "trainer", config, interrupt=INSIDE_RAMP, save_steps=13)
     other = PruningConfig(sparsity=0.8, num_cycles=2, ignore=["query"])
-    with pytest.raises(ValueError, match=r"masks must be of the model's targets.*query"):
+    with pytest.raises(ValueError, match=r"masks are not those of the model's targets.*query"):
         run(train, "trainer", other, resume=True, save_steps=13)
 
 

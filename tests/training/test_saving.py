@@ -34,7 +34,7 @@ def test_a_new_model_takes_the_place_of_the_old_one(folder, tiny_bert):
 
 @pytest.mark.parametrize("is_sharded", [False, True])
 def test_whenever_it_is_killed_there_is_a_whole_model(is_sharded, folder, tiny_bert, monkeypatch):
-    """From one file to one file, and to shards."""
+    """The new model is one file, or several shards."""
     other = tiny_bert(1)
     other.bert.embeddings.LayerNorm.bias.data.fill_(7.0)
     options = {"max_shard_size": "20KB"} if is_sharded else {}

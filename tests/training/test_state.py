@@ -103,8 +103,8 @@ def test_metadata_of_something_else_is_refused(tmp_path, metadata):
 
 @pytest.mark.parametrize("version", [0, 2, "1"])
 def test_a_state_of_another_format_version_is_refused_with_the_remedy(tmp_path, version):
-    facts = json.dumps({"format_version": version, "a field of the future": []})
-    save_file({}, tmp_path / STATE_NAME, metadata={"pruning": facts})
+    values = json.dumps({"format_version": version, "a field of the future": []})
+    save_file({}, tmp_path / STATE_NAME, metadata={"pruning": values})
     message = rf"format version 1; got {version} .*version of hf_cyclprune that wrote it"
     with pytest.raises(ValueError, match=message):
         load_state(tmp_path)

@@ -1,4 +1,4 @@
-"""What trackers receive, read back from what they wrote."""
+"""Trackers receive the sparsity and the cycles, read back from what they wrote."""
 
 import json
 import os
@@ -24,7 +24,7 @@ SHARES = ("recovered_share_at_edge", "recovered_share_at_end", "mask_change")
 
 
 def curves(log_history, skip=()):
-    """{name in a tracker: [(step, value), ..]} of all that was logged."""
+    """Return {name in a tracker: [(step, value), ...]} of all that was logged."""
     points = {}
     for entry in log_history:
         values = {k: v for k, v in entry.items() if k != "step" and k not in skip}
@@ -95,7 +95,7 @@ with open("log_history.json", "w") as file:
 
 
 def test_trackio_receives_every_value_at_its_step(tmp_path):
-    """In a process of its own, for its threads; without a Space it needs no network."""
+    """Runs in a process of its own, for its threads; without a Space it needs no network."""
     pytest.importorskip("trackio")
     environment = {
         **os.environ,

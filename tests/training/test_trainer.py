@@ -3,53 +3,12 @@ import warnings
 
 import pytest
 import torch
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from hf_cyclprune import PruningArguments, PruningCallback, PruningConfig, PruningTrainer
+from hf_cyclprune import PruningArguments, PruningCallback, PruningConfig, PruningTrainer, prune_
+from hf_cyclprune.reporting.folder import report_folder
 
 CONFIG = PruningConfig(sparsity=0.8, num_cycles=4)  # cycles of 10 steps, climbs of 8
-
-
-def density_metric(trainer_of):
-    """A metric that favours the dense phases: the share of target weights that is not zero."""
-
-    def compute(prediction):
-        return {"density": 1 - trainer_of().pruner.sparsity}
-
-    return compute
-
-
-@pytest.fixture
-def watched(train):
-    """Trains with the density metric and every-step evaluation, for best models and stopping."""
-
-    def run(**options):
-        box = []
-        args = {
-            "eval_strategy": "steps",
-            "eval_steps": 1,
-            "save_strategy": "steps",
-            "save_steps": 1,
-            "save_total_limit": 2,
-            "metric_for_best_model": "density",
-            "load_best_model_at_end": True,
-            **options.pop("args", {}),
-        }
-
-        class Watched(PruningTrainer):
-            def __init__(self, *a, **k):
-                super().__init__(*a, **k)
-                box.append(self)
-
-        return train(
-            Watched,
-            args=args,
-            pruning_config=options.pop("pruning_config", CONFIG),
-            compute_metrics=density_metric(lambda: box[0]),
-            **options,
-        )
-
-    return run
 
 
 def zeros(model):
@@ -75,25 +34,6 @@ def test_warmup_is_counted_per_cycle(train):
 def test_a_warmup_longer_than_the_climb_is_refused(train):
     with pytest.raises(ValueError, match=r"warmup_steps must not outlast .* 8 .*got 9"):
         train(PruningTrainer, args={"warmup_steps": 9}, pruning_config=CONFIG)
-
-
-def test_a_schedule_that_cannot_restart_is_refused_at_construction(tiny_bert, arguments):
-    args = TrainingArguments(**arguments(lr_scheduler_type="cosine_with_restarts"))
-    with pytest.raises(ValueError, match=r"lr_scheduler_type .*lr_restarts=False"):
-        PruningTrainer(model=tiny_bert(), args=args, pruning_config=CONFIG)
-    config = PruningConfig(sparsity=0.8, lr_restarts=False)
-    PruningTrainer(model=tiny_bert(), args=args, pruning_config=config)
-
-
-def test_a_scheduler_of_the_users_own_is_refused_unless_restarts_are_off(tiny_bert, arguments):
-    model = tiny_bert()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer)
-    args = TrainingArguments(**arguments())
-    options = {"model": model, "args": args, "optimizers": (optimizer, scheduler)}
-    with pytest.raises(ValueError, match=r"optimizers must not hold a scheduler.*ConstantLR"):
-        PruningTrainer(**options, pruning_config=CONFIG)
-    PruningTrainer(**options, pruning_config=PruningConfig(sparsity=0.8, lr_restarts=False))
 
 
 def test_every_log_entry_holds_sparsity_and_cycle(train):
@@ -139,78 +79,6 @@ def test_the_best_model_is_one_at_the_target_and_its_masks_are_in_memory(watched
     assert trainer.sparsity_report().is_at_target
     for name, weight in trainer.pruner.targets.items():
         assert torch.equal(weight != 0, trainer.pruner.masks[name])
-
-
-def test_off_target_evaluations_do_not_touch_patience_or_best_metric(watched):
-    stopper = EarlyStoppingCallback(early_stopping_patience=3)
-    trainer = watched(callbacks=[stopper])
-    # At the target in steps 9, 10, 19, 20, ..; the metric is best at 9 and equal afterwards.
-    assert trainer.state.global_step == 20
-    assert stopper.early_stopping_patience_counter == 3
-    assert trainer.sparsity_report().is_at_target
-
-
-@pytest.mark.parametrize("event", ["on_step_end", "on_evaluate", "on_log", "on_save"])
-def test_a_stop_asked_for_off_target_waits_for_the_end_of_the_cycle(watched, event):
-    def stop(self, args, state, control, **kwargs):
-        if state.global_step == 13:
-            control.should_training_stop = True
-        return control
-
-    stopper = type("Stopper", (TrainerCallback,), {event: stop})()
-    trainer = watched(callbacks=[stopper], args={"logging_steps": 1})
-    assert trainer.state.global_step == 20
-    assert trainer.sparsity_report().is_at_target
-
-
-def test_a_stop_asked_for_at_the_target_is_immediate(watched):
-    class Stopper(TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs):
-            control.should_training_stop |= state.global_step == 19
-
-    assert watched(callbacks=[Stopper()]).state.global_step == 19
-
-
-def test_a_callback_added_later_is_still_seen_by_the_gate(tiny_bert, arguments, examples):
-    class Stopper(TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs):
-            control.should_training_stop |= state.global_step == 5
-
-    trainer = PruningTrainer(
-        model=tiny_bert(),
-        args=TrainingArguments(**arguments()),
-        train_dataset=examples,
-        pruning_config=CONFIG,
-    )
-    trainer.add_callback(Stopper())
-    trainer.train()
-    assert trainer.state.global_step == 10
-
-
-def test_with_rising_levels_training_never_stops_below_the_target(watched):
-    config = PruningConfig(sparsity=0.8, method="rising", reset_ratio=0.5)
-    stopper = EarlyStoppingCallback(early_stopping_patience=1)
-    trainer = watched(callbacks=[stopper], pruning_config=config)
-    assert trainer.sparsity_report().is_at_target
-    assert trainer.state.best_metric == pytest.approx(0.2, abs=2e-3)
-
-
-def test_exhausted_data_end_the_run_with_a_warning(tiny_bert, arguments, examples):
-    class Short(torch.utils.data.IterableDataset):
-        passes = 0
-
-        def __iter__(self):
-            Short.passes += 1
-            return iter(examples if Short.passes < 2 else [])
-
-    trainer = PruningTrainer(
-        model=tiny_bert(),
-        args=TrainingArguments(**arguments(accelerator_config={"dispatch_batches": False})),
-        train_dataset=Short(),
-        pruning_config=CONFIG,
-    )
-    with pytest.warns(UserWarning, match=r"step 16 of 40 .* not at the target"):
-        trainer.train()
 
 
 def test_a_config_given_twice_is_refused(tiny_bert, arguments):
@@ -318,3 +186,94 @@ def test_what_is_saved_inside_a_cycle_has_the_zeros_of_the_masks(train, tmp_path
             trainer.save_model(tmp_path / "saved")
     trainer.pruner.apply_masks_()
     assert trainer.pruner.find_unmasked() is None
+
+
+def test_a_search_optimizes_the_loss_and_not_the_sparsity(tiny_bert, arguments, examples):
+    pytest.importorskip("optuna")
+    trainer = PruningTrainer(
+        model_init=lambda trial: tiny_bert(),
+        args=PruningArguments(**arguments(sparsity=0.5, num_cycles=2, eval_strategy="epoch")),
+        train_dataset=examples,
+        eval_dataset=examples,
+    )
+    best = trainer.hyperparameter_search(
+        hp_space=lambda trial: {"sparsity": trial.suggest_float("sparsity", 0.2, 0.9)},
+        n_trials=1,
+        backend="optuna",
+        direction="minimize",
+    )
+    losses = [e["eval_loss"] for e in trainer.state.log_history if "eval_loss" in e]
+    assert best.objective == pytest.approx(losses[-1])
+
+
+@pytest.mark.parametrize("way", ["args.sparsity", "add_callback"])
+def test_pruning_that_begins_after_construction_has_gate_and_loss_fix(
+    tiny_bert, arguments, examples, stop_at, way
+):
+    cls = PruningArguments if way == "args.sparsity" else TrainingArguments
+    args = cls(**arguments())
+    trainer = PruningTrainer(tiny_bert(), args, train_dataset=examples, callbacks=[stop_at(5)])
+    if way == "args.sparsity":
+        args.sparsity = 0.8
+    else:
+        trainer.add_callback(PruningCallback(CONFIG))
+    assert trainer.model_accepts_loss_kwargs
+    trainer.train()
+    assert trainer.state.global_step == 10
+    assert trainer.sparsity_report().is_at_target
+    assert not trainer.model_accepts_loss_kwargs
+
+
+def test_the_class_of_the_callback_is_enough_with_pruning_arguments(train):
+    trainer = train(
+        PruningTrainer,
+        args={"sparsity": 0.8},
+        args_cls=PruningArguments,
+        callbacks=[PruningCallback],
+    )
+    assert trainer.sparsity_report().is_at_target
+
+
+def test_frozen_weights_are_not_held_against_the_run(train, tiny_bert, tmp_path):
+    model = tiny_bert()
+    model.bert.encoder.layer[0].requires_grad_(False)
+    with pytest.warns(UserWarning, match="frozen"):
+        trainer = train(PruningTrainer, model=model, pruning_config=CONFIG)
+    trainer.save_model(tmp_path / "saved")
+    assert trainer.sparsity_report().is_at_target
+    report = report_folder(tmp_path / "saved")
+    assert (report.num_zeros, report.is_at_target) == (1640, True)
+    with pytest.warns(UserWarning, match="frozen"):
+        assert prune_(model, CONFIG).is_at_target
+
+
+def test_a_trainer_between_ours_and_transformers_keeps_its_arguments(
+    tiny_bert, arguments, examples
+):
+    class Distils(Trainer):
+        def __init__(self, *args, teacher=None, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.teacher = teacher
+
+    class Both(PruningTrainer, Distils):
+        pass
+
+    args = TrainingArguments(**arguments(max_steps=8))
+    trainer = Both(tiny_bert(), args, train_dataset=examples, teacher="t", pruning_config=CONFIG)
+    trainer.train()
+    assert trainer.teacher == "t"
+    assert trainer.pruner.is_at_target
+
+
+def test_a_callback_can_receive_the_loss_of_every_micro_batch(train):
+    class Listens(TrainerCallback):
+        losses = []
+
+        def on_loss(self, loss):
+            self.losses.append(float(loss))
+
+    args = {"max_steps": 5, "gradient_accumulation_steps": 2}
+    trainer = train(PruningTrainer, args=args, callbacks=[Listens()])
+    assert len(Listens.losses) == 10
+    mean = trainer.state.log_history[-1]["train_loss"]
+    assert sum(Listens.losses) / 5 == pytest.approx(mean)

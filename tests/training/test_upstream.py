@@ -1,13 +1,22 @@
-"""Models from old files, whose LayerNorms are called gamma and beta, as bert-base-uncased's are."""
+"""The faults of transformers are there, and are mended."""
+
+from concurrent.futures import Future
 
 import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification, Trainer
+from transformers import AutoModelForSequenceClassification, Trainer, TrainerCallback
+from transformers.trainer_callback import ExportableState
+from transformers.utils.hub import PushInProgress
 
 from hf_cyclprune import PruningConfig, PruningTrainer
-from hf_cyclprune.training.upstream import is_loss_inflated
+from hf_cyclprune.training.upstream import (
+    add_missing_state,
+    is_loss_inflated,
+    keep_loss_unscaled,
+    take_failures,
+)
 
 CONFIG = PruningConfig(sparsity=0.5, num_cycles=2)
 
@@ -142,3 +151,44 @@ class Says(transformers.BertForSequenceClassification):
 @pytest.mark.parametrize("cls", [Counts, Delegates, Says])
 def test_a_model_that_counts_items_in_its_own_way_is_left_alone(cls):
     assert not is_loss_inflated(object.__new__(cls))
+
+
+def test_a_model_whose_loss_is_kept_unscaled_tells_every_trainer(tiny_bert, arguments):
+    args = transformers.TrainingArguments(**arguments())
+    model = tiny_bert()
+    keep_loss_unscaled(model)
+    assert not Trainer(model=model, args=args).model_accepts_loss_kwargs
+    counts = Says(model.config)
+    keep_loss_unscaled(counts)
+    assert Trainer(model=counts, args=args).model_accepts_loss_kwargs
+
+
+def test_the_failures_of_background_pushes_are_taken_once():
+    failed, done, running, cancelled = (Future() for _ in range(4))
+    failed.set_exception(OSError("no network"))
+    done.set_result(None)
+    cancelled.cancel()
+    push = PushInProgress([failed, done, running, cancelled])
+    assert [str(error) for error in take_failures(push)] == ["no network"]
+    assert take_failures(push) == take_failures(None) == []
+    assert push.jobs == [done, running, cancelled]
+
+
+@pytest.mark.parametrize("is_mended", [True, False])
+def test_a_stateful_callback_may_join_a_resumed_run(train, is_mended):
+    class Joins(TrainerCallback, ExportableState):
+        def state(self):
+            return {"args": {}, "attributes": {}}
+
+        def on_train_begin(self, args, state, control, **kwargs):
+            if is_mended:
+                add_missing_state(state, "Joins", self.state())
+
+    args = {"save_strategy": "steps", "save_steps": 10, "max_steps": 20}
+    checkpoint = f"{train(Trainer, args=args).args.output_dir}/checkpoint-10"
+    options = {"args": args, "callbacks": [Joins()], "resume": checkpoint}
+    if is_mended:
+        assert "Joins" in train(Trainer, **options).state.stateful_callbacks
+    else:
+        with pytest.raises(KeyError):  # if this fails, add_missing_state is not needed any more
+            train(Trainer, **options)

@@ -1,0 +1,48 @@
+"""Which metrics belong to the weights that a Trainer has in memory."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import Trainer
+
+
+class Evaluations:
+    """The last evaluation of a Trainer, and the optimizer step whose weights it was about."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew, since the weights of a step will be others."""
+        self._step, self._metrics = -1, dict[str, float]()
+
+    @property
+    def weights_step(self) -> int:
+        """The optimizer step after which the weights in memory stood."""
+        args, state, is_training = (
+            self._trainer.args,
+            self._trainer.state,
+            self._trainer.is_in_train,
+        )
+        is_best = args.load_best_model_at_end and state.best_model_checkpoint is not None
+        step = state.best_global_step if is_best and not is_training else None
+        return state.global_step if step is None else step
+
+    def add(self, metrics: Mapping[str, Any], is_other_set: bool) -> None:
+        """Remember the metrics of the weights in memory.
+
+        An evaluation on another data set adds its metrics, but replaces none of the usual set.
+        """
+        step = self.weights_step
+        before = self._metrics if self._step == step else {}
+        new = {name: value for name, value in metrics.items() if name.startswith("eval_")}
+        self._step, self._metrics = step, {**new, **before} if is_other_set else {**before, **new}
+
+    def latest(self) -> dict[str, float]:
+        """Return the metrics of the weights in memory; {} if they were not evaluated."""
+        step = self.weights_step
+        if self._step == step:
+            return self._metrics
+        logged = [entry for entry in self._trainer.state.log_history if entry.get("step") == step]
+        return {k: v for entry in logged for k, v in entry.items() if k.startswith("eval_")}

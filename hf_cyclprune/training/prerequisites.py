@@ -1,0 +1,55 @@
+"""What a pruning run needs of the Trainer, the training engine and the model."""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+from transformers import Trainer, TrainingArguments
+from transformers.utils import logging
+
+from hf_cyclprune.config import PruningConfig
+from hf_cyclprune.pruning.targets import find_sparsity
+from hf_cyclprune.reporting.weights import MOST_ZEROS_BY_CHANCE
+from hf_cyclprune.training.lr import check_restartable
+
+logger = logging.get_logger(__name__)
+
+
+def check_trainer(trainer: Trainer, config: PruningConfig) -> None:
+    """Raise a ValueError if a Trainer cannot evaluate, or restart its learning rate, as it must."""
+    if config.eval_cycle_ends and trainer.eval_dataset is None:
+        raise ValueError(
+            "eval_cycle_ends needs an eval_dataset, but there is none. Pass one, or drop it."
+        )
+    if not config.restarts_lr:
+        return
+    check_restartable(trainer.args.lr_scheduler_type)
+    if trainer.lr_scheduler is not None and not trainer._created_lr_scheduler:
+        raise ValueError(
+            "optimizers must not hold a scheduler while the learning rate restarts; got "
+            f"{type(trainer.lr_scheduler).__name__}. Pass (optimizer, None), or lr_restarts=False."
+        )
+
+
+def check_engine(args: TrainingArguments, targets: Mapping[str, Tensor]) -> None:
+    """Raise a ValueError where a process does not hold, and update, the whole of every weight."""
+    is_sharded = any(
+        hasattr(weight, "ds_id")
+        or hasattr(weight, "_hp_mapping")
+        or hasattr(weight.data, "placements")
+        for weight in targets.values()
+    )
+    if is_sharded or args.deepspeed or args.fsdp:
+        raise ValueError(
+            "FSDP, DeepSpeed and tensor parallelism are not supported: they shard the weights, and "
+            "pruning needs whole ones on every process. Train on one device."
+        )
+
+
+def warn_of_zeros(targets: Mapping[str, Tensor]) -> None:
+    """Log a warning if a run starts from a sparse model, whose zeros the schedule may free."""
+    share = find_sparsity(targets)
+    if share > MOST_ZEROS_BY_CHANCE:
+        logger.warning(
+            f"The model already has {share:.2%} zeros in its target weights. They may all return, "
+            "since the schedule begins anew; method='hold' keeps them."
+        )

@@ -1,0 +1,98 @@
+"""The rules for resuming a run: which masks fit the model, the weights and the new settings."""
+
+import warnings
+from typing import Any
+
+from hf_cyclprune.pruning.masks import unpack_mask
+from hf_cyclprune.pruning.pruner import Pruner
+from hf_cyclprune.training.state import PruningState
+
+
+def restore_masks(pruner: Pruner, saved: PruningState) -> None:
+    """Put the saved masks and pending resets into the pruner.
+
+    Raises:
+        ValueError: the state belongs to other targets.
+    """
+    if saved.masks.keys() != pruner.masks.keys():
+        odd = sorted(saved.masks.keys() ^ pruner.masks.keys())[0]
+        raise ValueError(
+            f"The checkpoint's masks are not those of the model's targets: they differ at '{odd}'. "
+            "Resume with the same model, targets and ignore."
+        )
+    for name, packed in saved.masks.items():
+        pruner.masks[name].copy_(unpack_mask(packed, pruner.shapes[name]))
+    pruner.count_pruned()
+    pending = set(saved.pending)
+    pruner.pending = {g for g, names in enumerate(pruner.groups) if pending & set(names)}
+
+
+def is_at_target(pruner: Pruner, saved: PruningState) -> bool:
+    """Whether the saved masks are of these targets and have the zeros that the run aims at."""
+    if saved.masks.keys() != pruner.masks.keys():
+        return False
+    zeros = {n: int((~unpack_mask(saved.masks[n], s)).sum()) for n, s in pruner.shapes.items()}
+    found = [sum(zeros[name] for name in names) for names in pruner.groups]
+    schedule = pruner.schedule
+    return found == (
+        pruner.num_pruned if schedule.keeps_zeros else pruner.demand(schedule.sparsity)
+    )
+
+
+def warn_of_changes(saved: PruningState, config: dict[str, Any], total_steps: int) -> bool:
+    """Warn if the run now has other settings than when it was saved; return whether it has."""
+    before = {**saved.config, "max_steps": saved.total_steps}
+    now = {**config, "max_steps": total_steps}
+    changes = [
+        f"{key} {before.get(key)!r} -> {value!r}"
+        for key, value in now.items()
+        if before.get(key) != value
+    ]
+    if changes:
+        warnings.warn(
+            "The pruning run is resumed with other settings, which are in force from here on: "
+            f"{', '.join(changes)}.",
+            stacklevel=2,
+        )
+    return bool(changes)
+
+
+def masks_from_zeros(pruner: Pruner, step: int) -> None:
+    """Rebuild the masks of optimizer step `step` from the weights: every zero was pruned.
+
+    Each group must have as many zeros as the last pruning step demanded. If a reset was still
+    waiting, there are the zeros from before the edge, and the reset waits on.
+
+    Raises:
+        ValueError: names the weight, its zeros and the number demanded.
+    """
+    pruner.take_zeros()
+    demands, is_waiting = _possible_demands(pruner, step)
+    for g, names in enumerate(pruner.groups):
+        found = pruner.num_pruned[g]
+        if found not in [demand[g] for demand in demands]:
+            raise ValueError(
+                f"'{names[0]}' must hold {demands[0][g]} zeros after optimizer step {step}; got "
+                f"{found}. Resume with the same schedule, or use PruningTrainer, which saves its "
+                "masks."
+            )
+        if is_waiting and found != demands[0][g] and found == demands[-1][g]:
+            pruner.pending.add(g)
+
+
+def _possible_demands(pruner: Pruner, step: int) -> tuple[list[list[int]], bool]:
+    """Return the zeros per group that a healthy run can have after `step`, the likeliest first.
+
+    They are those of the last pruning step. In a later cycle the reset at the edge may also have
+    happened some steps late, or not yet: then the second value is True, and the last demand is the
+    one from before the edge.
+    """
+    schedule = pruner.schedule
+    last = next(t for t in range(step, 0, -1) if schedule.is_pruning_step(t))
+    demands = [pruner.demand(schedule.sparsity_at(last))]
+    edge = schedule.edges[schedule.cycle(step)] + 1
+    if edge == 1:
+        return demands, False
+    before = pruner.demand(schedule.sparsity_at(edge - 1))
+    late = [pruner.demand(schedule.sparsity_at(t)) for t in range(last + 1, step + 1)]
+    return [*demands, *late, before], True

@@ -1,0 +1,165 @@
+"""A training run that prunes: how it starts and resumes, and what can be said of it."""
+
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import nn
+from transformers import TrainerState, TrainingArguments
+
+from hf_cyclprune.config import PruningConfig, config_to_dict
+from hf_cyclprune.pruning.masks import pack_mask
+from hf_cyclprune.pruning.pruner import Pruner
+from hf_cyclprune.pruning.targets import check_finite, find_targets
+from hf_cyclprune.reporting.cycles import CycleHistory
+from hf_cyclprune.reporting.report import CHECKED_PATTERNS, SparsityReport
+from hf_cyclprune.training.prerequisites import check_engine, warn_of_zeros
+from hf_cyclprune.training.resume import (
+    is_at_target,
+    masks_from_zeros,
+    restore_masks,
+    warn_of_changes,
+)
+from hf_cyclprune.training.state import PruningState, load_state, save_state
+
+
+@dataclass
+class PruningRun:
+    """Config, masks and cycles of a run, from the start of training on."""
+
+    config: PruningConfig
+    pruner: Pruner
+    history: CycleHistory = field(default_factory=CycleHistory)
+
+    @classmethod
+    def start(
+        cls,
+        config: PruningConfig,
+        model: nn.Module,
+        args: TrainingArguments,
+        state: TrainerState,
+        checkpoint: Path | None,
+    ) -> "PruningRun":
+        """Begin a run or, if the Trainer's state has steps behind it, resume one.
+
+        A resumed run has its masks from the checkpoint or, where that is None, from the zeros.
+
+        Raises:
+            ValueError: the model, the training engine or the checkpoint does not fit the config.
+        """
+        targets = find_targets(model, config.targets, config.ignore)
+        check_engine(args, targets)
+        check_finite(targets)
+        run = cls(config, config.build_pruner(targets, state.max_steps))
+        if state.global_step > 0:
+            run._resume(state, checkpoint)
+        elif run.has_cycles:
+            warn_of_zeros(targets)
+        run.pruner.apply_masks_()
+        return run
+
+    @property
+    def has_cycles(self) -> bool:
+        """Whether the masks change at all; False where the run keeps the zeros it began with."""
+        return not self.pruner.schedule.keeps_zeros
+
+    def _resume(self, state: TrainerState, checkpoint: Path | None) -> None:
+        saved = load_state(checkpoint) if checkpoint is not None else None
+        total_steps = self.pruner.schedule.total_steps
+        if saved is not None:
+            self._restore(saved)
+            if warn_of_changes(saved, config_to_dict(self.config), total_steps):
+                self.history.is_plan_kept = False
+                if self.has_cycles:
+                    # The new schedule may have no pruning step left: prune after the next step.
+                    self.pruner.pending = set(range(len(self.pruner.groups)))
+        elif self.has_cycles:
+            masks_from_zeros(self.pruner, state.global_step)
+        self._forget_best_off_target(state)
+
+    def _restore(self, saved: PruningState) -> None:
+        restore_masks(self.pruner, saved)
+        self.history = CycleHistory.from_dict(saved.history, saved.reference)
+
+    def _forget_best_off_target(self, state: TrainerState) -> None:
+        """Make the Trainer choose its best model anew if the old one is below this run's target.
+
+        It may be one of other settings, or of another Trainer.
+        """
+        if state.best_metric is None:
+            return
+        folder = state.best_model_checkpoint
+        saved = load_state(folder) if folder is not None else None
+        if saved is None or not is_at_target(self.pruner, saved):
+            state.best_metric = state.best_global_step = state.best_model_checkpoint = None
+
+    def step(self, t: int) -> bool:
+        """Prune after optimizer step t = 1, 2, ... and return whether a cycle ended with it."""
+        done = self.pruner.step(t)
+        if done.is_reset:
+            self.history.observe_reset(t, self.pruner.masks)
+        schedule = self.pruner.schedule
+        if not schedule.is_cycle_end(t):
+            return False
+        self.history.observe_end(t, schedule.cycle(t), self.pruner.sparsity, self.pruner.masks)
+        return True
+
+    def save(self, folder: Path, step: int) -> None:
+        """Write masks, pending resets and cycles as they are after optimizer step `step`."""
+        pruner = self.pruner
+        state = PruningState(
+            step=step,
+            total_steps=pruner.schedule.total_steps,
+            config=config_to_dict(self.config),
+            masks={name: pack_mask(mask) for name, mask in pruner.masks.items()},
+            pending=[pruner.groups[g][0] for g in sorted(pruner.pending)],
+            history=self.history.to_dict(),
+            reference=self.history.reference,
+        )
+        save_state(state, folder)
+
+    def take_masks_of(self, checkpoint: Path) -> None:
+        """Take masks and cycles from the checkpoint whose weights the Trainer has just loaded."""
+        saved = load_state(checkpoint)
+        if saved is not None:
+            self._restore(saved)
+
+    def log_values(self, step: int, *, is_training: bool) -> dict[str, float]:
+        """Return the values to log after an optimizer step: sparsity and cycle, counted from 1.
+
+        A training step at the end of a cycle also has the cycle's recovered shares.
+        """
+        cycle = self.pruner.schedule.cycle(step) + 1
+        values: dict[str, float] = {"sparsity": self.pruner.sparsity, "cycle": cycle}
+        return values | (self.history.shares_at(step) if is_training else {})
+
+    def report(self, model: nn.Module) -> SparsityReport:
+        """Count the zeros in the model as it is now, and add the cycles so far."""
+        return SparsityReport.measure(
+            {name: model.get_parameter(name) for name in self.pruner.targets},
+            patterns=[*CHECKED_PATTERNS, self.config.pattern],
+            cycles=self.history.cycles,
+            target_sparsity=self.config.target_sparsity,
+        )
+
+    def warn_if_off_target(self, state: TrainerState) -> None:
+        """Warn if the run has ended where the model is not at its target sparsity."""
+        if not self.pruner.is_at_target:
+            warnings.warn(
+                f"Training ended after optimizer step {state.global_step} of {state.max_steps} at "
+                f"sparsity {self.pruner.sparsity:.4f}, not at the target of "
+                f"{self.pruner.schedule.sparsity:.4f}. Resume from a checkpoint to finish the "
+                "schedule.",
+                stacklevel=2,
+            )
+
+    def warn_if_unmasked(self) -> None:
+        """Warn if a pruned weight is not zero, since a saved model would hold that value."""
+        name = self.pruner.find_unmasked()
+        if name is not None:
+            warnings.warn(
+                f"The model is saved with non-zero values where '{name}' is pruned: something "
+                "changed the weights after the optimizer's step. Change them before it, or call "
+                "trainer.pruner.apply_masks_().",
+                stacklevel=2,
+            )
