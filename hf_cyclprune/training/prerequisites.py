@@ -9,9 +9,25 @@ from transformers.utils import logging
 from hf_cyclprune.config import PruningConfig
 from hf_cyclprune.pruning.targets import find_sparsity
 from hf_cyclprune.reporting.weights import MOST_ZEROS_BY_CHANCE
+from hf_cyclprune.training.describe import bare_model
 from hf_cyclprune.training.lr import check_restartable
+from hf_cyclprune.training.upstream import is_loss_inflated, save_under_own_names
 
 logger = logging.get_logger(__name__)
+
+
+def prepare_trainer(trainer: Trainer, config: PruningConfig) -> bool:
+    """Check a Trainer, and save its model under its own names; return whether to unscale the loss.
+
+    Raises:
+        ValueError: as `check_trainer`.
+    """
+    check_trainer(trainer, config)
+    if trainer.model is None:  # as between the trials of a search
+        return False
+    model = bare_model(trainer)
+    save_under_own_names(model)
+    return config.fix_loss_scaling and is_loss_inflated(model)
 
 
 def check_trainer(trainer: Trainer, config: PruningConfig) -> None:

@@ -21,7 +21,7 @@ from hf_cyclprune.training.damage import checkpoint_to_resume
 from hf_cyclprune.training.describe import bare_model
 from hf_cyclprune.training.evaluations import Evaluations
 from hf_cyclprune.training.lr import make_scheduler
-from hf_cyclprune.training.prerequisites import check_trainer
+from hf_cyclprune.training.prerequisites import prepare_trainer
 from hf_cyclprune.training.publishing import FinalPush, Publisher, branch_of, repo_name
 from hf_cyclprune.training.run import PruningRun
 from hf_cyclprune.training.saving import ModelSaver
@@ -32,17 +32,11 @@ class PruningTrainer(Trainer):
     """A drop-in replacement for `Trainer` that prunes in cycles while it trains.
 
     What to prune comes from `pruning_config=`, or from `PruningArguments`; with neither it trains
-    as `Trainer` does. While it prunes:
-
-    - the learning rate runs its whole schedule, warm-up included, once in every cycle;
-    - every log entry holds the sparsity and the cycle, counted from 1;
-    - only evaluations at the target sparsity count for the best model and for early stopping, and
-      a stop asked for elsewhere waits for the end of the cycle;
-    - checkpoints hold the masks, and resume bit for bit on one CPU process in fp32; `True` skips
-      those that are damaged;
-    - the loss of BERT-style heads is not multiplied by the number of accumulation steps;
-    - weights are saved under the model's own names, also where the pretrained file had older ones;
-    - every push carries the sparsity report and a model card of the weights in it.
+    as `Trainer` does. While it prunes, the learning rate runs its whole schedule once in every
+    cycle; log entries hold the sparsity and the cycle, counted from 1; only evaluations at the
+    target sparsity count for the best model and for early stopping, and an early stop waits for the
+    end of a cycle; checkpoints hold the masks and resume bit for bit (CPU, fp32, one process),
+    `True` skipping damaged ones; every push carries the report and a card of its weights.
 
     A callback with a method `on_loss(loss)` receives the loss of every micro-batch.
 
@@ -54,8 +48,8 @@ class PruningTrainer(Trainer):
         self, *args: Any, pruning_config: PruningConfig | None = None, **kwargs: Any
     ) -> None:
         named = inspect.signature(Trainer.__init__).bind_partial(self, *args).arguments
-        del named["self"]
         kwargs = dict(**named, **kwargs)  # a TypeError if an argument is given twice
+        del kwargs["self"]
         kwargs["callbacks"] = with_callback(pruning_config, **kwargs)
         hide_token(kwargs.get("args"))
         super().__init__(**kwargs)
@@ -67,22 +61,13 @@ class PruningTrainer(Trainer):
         self._prepare_run()
 
     def _prepare_run(self) -> PruningConfig | None:
-        """Check and set what depends on the config in force, and return it.
-
-        Every run does so again: a search changes arguments and model, and callbacks may be added.
-        """
-        callback = self.pruning_callback
-        if callback is None:
+        """Check and set what depends on the config, which may have changed, and return it."""
+        if self.pruning_callback is None:
             return None
         self.stop_gate.move_last(self.callback_handler)
-        config = callback.active_config(self.args)
-        is_fixed = False
-        if config is not None:
-            check_trainer(self, config)
-            if self.model is not None:  # between the trials of a search there is none
-                upstream.save_under_own_names(bare_model(self))
-                is_fixed = config.fix_loss_scaling and upstream.is_loss_inflated(bare_model(self))
-        self.model_accepts_loss_kwargs = self._stock_accepts_loss_kwargs and not is_fixed
+        config = self.pruning_callback.active_config(self.args)
+        is_unscaled = prepare_trainer(self, config) if config is not None else False
+        self.model_accepts_loss_kwargs = self._stock_accepts_loss_kwargs and not is_unscaled
         return config
 
     @property
@@ -107,8 +92,7 @@ class PruningTrainer(Trainer):
 
     def model_card(self) -> Card | None:
         """Return what a card can say of the model now; None if nothing was pruned."""
-        run = self.pruning_run
-        return self.publisher.describe(run) if run is not None else None
+        return self.publisher.describe(self.pruning_run) if self.pruning_run is not None else None
 
     def train(
         self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
@@ -193,12 +177,7 @@ class PruningTrainer(Trainer):
         packed: bool = True,
         **kwargs: Any,
     ) -> Any:
-        """Push as `Trainer` does; for a pruned model also pictures and a copy packed in `sparse/`.
-
-        Args:
-            revision: the branch, which is created if it is not there.
-            packed: whether to add `sparse/`.
-            **kwargs: for `create_model_card`. The others are those of `Trainer`.
+        """Push as `Trainer` does; for a pruned model also pictures and, if `packed`, `sparse/`.
 
         Raises:
             PushError: the Hub cannot be reached, refuses, or fails; nothing is lost.
@@ -207,8 +186,8 @@ class PruningTrainer(Trainer):
         push = FinalPush(commit_message or "Upload model", token, revision, packed)
         with explained(repo_name(self)):
             self.publisher.create_place(push, private)
-            kwargs["push"] = push
-            result = super().push_to_hub(commit_message, blocking, token, revision, **kwargs)
+            options = {**kwargs, "push": push}  # for create_model_card, which it calls
+            result = super().push_to_hub(commit_message, blocking, token, revision, **options)
         if not blocking:
             self.publisher.watch(result)
         return result
@@ -222,10 +201,9 @@ class PruningTrainer(Trainer):
         push: FinalPush | None = None,
         **kwargs: Any,
     ) -> None:
-        """Write README.md into output_dir; one that a person wrote stays.
+        """Write README.md into output_dir; one that a person wrote stays. `args` as in `Trainer`.
 
         Args:
-            *args, **kwargs: as in `Trainer`.
             metrics: of the model now; None takes those of its last evaluation.
             dense_run: the output_dir of a dense run to compare with, in this card and later ones.
             dataset_metadata: "config" and "split" of the dataset of the evaluation.
