@@ -264,7 +264,7 @@ def replace(name, old, new):
 
 
 BAD = {
-    "no config": (lambda folder: (folder / "config.json").unlink(), "a model's config.json"),
+    "no config": (lambda folder: (folder / "config.json").unlink(), "no config.json in"),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors"),
     "no pruning": (lambda folder: (folder / "pruning_config.json").unlink(), "pruning_config.json"),
     "pruning torn": (write("pruning_config.json", "{"), "pruning_config.json"),
