@@ -226,7 +226,7 @@ def test_the_evaluation_at_a_cycles_end_reaches_the_report(run, kind):
         entry = evaluations[cycle.end_step]
         assert cycle.metrics == {name: entry[name] for name in ("eval_loss", "eval_accuracy")}
         assert f"{entry['eval_accuracy']:.4f}" in str(report)
-    assert "eval_accuracy" in str(report)
+    assert " accuracy " in str(report)
 
 
 def test_it_is_in_the_json_beside_the_model_which_is_valid(run, tmp_path):
