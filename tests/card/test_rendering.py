@@ -236,7 +236,7 @@ def test_the_card_of_every_method_names_it_and_cites_its_paper(name):
 def test_alternating_dense_and_sparse_phases_are_called_ac_dc_and_not_cyclical_pruning():
     text = make_card(change(config=config_of("ac_dc", num_cycles=2)))
     words = words_of(text)
-    assert "with AC/DC (alternating compressed and decompressed training) (Peste et al." in words
+    assert "with AC/DC, alternating compressed and decompressed training (Peste et al." in words
     assert "Each of 2 cycles trains the dense model for its first 50% and the sparse one" in words
     assert "2106.12379" in code_of(text)[-1]
     assert PAPER not in text
