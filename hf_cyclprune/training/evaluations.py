@@ -5,6 +5,8 @@ from typing import Any
 
 from transformers import Trainer
 
+from hf_cyclprune.reporting.metrics import evaluated
+
 
 class Evaluations:
     """The last evaluation of a Trainer, and the optimizer step whose weights it was about."""
@@ -36,7 +38,7 @@ class Evaluations:
         """
         step = self.weights_step
         before = self._metrics if self._step == step else {}
-        new = {name: value for name, value in metrics.items() if name.startswith("eval_")}
+        new = evaluated(metrics)
         self._step, self._metrics = step, {**new, **before} if is_other_set else {**before, **new}
 
     def latest(self) -> dict[str, float]:
@@ -45,4 +47,4 @@ class Evaluations:
         if self._step == step:
             return self._metrics
         logged = [entry for entry in self._trainer.state.log_history if entry.get("step") == step]
-        return {k: v for entry in logged for k, v in entry.items() if k.startswith("eval_")}
+        return {name: value for entry in logged for name, value in evaluated(entry).items()}

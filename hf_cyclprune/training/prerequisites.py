@@ -8,6 +8,7 @@ from transformers.utils import logging
 
 from hf_cyclprune.config import PruningConfig
 from hf_cyclprune.pruning.targets import find_sparsity
+from hf_cyclprune.reporting.numbers import percent
 from hf_cyclprune.reporting.weights import MOST_ZEROS_BY_CHANCE
 from hf_cyclprune.training.describe import bare_model
 from hf_cyclprune.training.lr import check_restartable
@@ -66,6 +67,6 @@ def warn_of_zeros(targets: Mapping[str, Tensor]) -> None:
     share = find_sparsity(targets)
     if share > MOST_ZEROS_BY_CHANCE:
         logger.warning(
-            f"The model already has {share:.2%} zeros in its target weights. They may all return, "
-            "since the schedule begins anew; method='hold' keeps them."
+            f"The model already has {percent(share)} zeros in its target weights. They may all "
+            "return, since the schedule begins anew; method='hold' keeps them."
         )

@@ -1,4 +1,4 @@
-"""A training run that prunes: how it starts and resumes, and what can be said of it."""
+"""A training run that prunes: its start or resume, its steps, its state and its report."""
 
 import warnings
 from dataclasses import dataclass, field
@@ -12,6 +12,7 @@ from hf_cyclprune.pruning.masks import pack_mask
 from hf_cyclprune.pruning.pruner import Pruner
 from hf_cyclprune.pruning.targets import check_finite, find_targets
 from hf_cyclprune.reporting.cycles import CycleHistory
+from hf_cyclprune.reporting.numbers import percent
 from hf_cyclprune.reporting.report import CHECKED_PATTERNS, SparsityReport
 from hf_cyclprune.training.prerequisites import check_engine, warn_of_zeros
 from hf_cyclprune.training.resume import (
@@ -147,8 +148,8 @@ class PruningRun:
         if not self.pruner.is_at_target:
             warnings.warn(
                 f"Training ended after optimizer step {state.global_step} of {state.max_steps} at "
-                f"sparsity {self.pruner.sparsity:.4f}, not at the target of "
-                f"{self.pruner.schedule.sparsity:.4f}. Resume from a checkpoint to finish the "
+                f"a sparsity of {percent(self.pruner.sparsity)}, not at the target of "
+                f"{percent(self.pruner.schedule.sparsity)}. Resume from a checkpoint to finish the "
                 "schedule.",
                 stacklevel=2,
             )

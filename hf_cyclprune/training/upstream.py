@@ -90,7 +90,7 @@ def is_preempted(checkpoint: Path) -> bool:
     With `enable_jit_checkpoint`, only a file that lies in the folder meanwhile tells this stop from
     others.
 
-    Remove when the callbacks are told of a preemption.
+    Remove when the callbacks can see a preemption.
     """
     return (checkpoint / _PREEMPTION_NAME).exists()
 

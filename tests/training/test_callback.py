@@ -127,7 +127,9 @@ def test_training_that_ends_off_target_warns_and_the_report_says_so(train):
             return control
 
     callback = Stop(CONFIG)
-    with pytest.warns(UserWarning, match="step 25 of 40 at sparsity .* not at the target") as seen:
+    with pytest.warns(
+        UserWarning, match="step 25 of 40 at a sparsity of .* not at the target of 80.00%"
+    ) as seen:
         trainer = train(Trainer, callbacks=[callback])
     assert len(seen) == 1
     report = callback.report(trainer.model)
