@@ -1,8 +1,12 @@
+import sys
+from io import StringIO
+
 import pytest
 
 pytest.importorskip("datasets", reason="the extra demo is not installed")
 
 from datasets.utils import are_progress_bars_disabled
+from transformers import TrainerState
 from transformers.utils import logging
 
 from hf_cyclprune.cli import main
@@ -26,10 +30,26 @@ def test_the_demo_prunes_saves_and_reloads_the_real_model(tmp_path, capsys):
     assert dense.sparsity == 0
     assert pruned.sparsity == pytest.approx(0.8, abs=1e-6)
     assert (reloaded.accuracy, reloaded.sparsity) == (pruned.accuracy, pruned.sparsity)
-    assert report_folder(tmp_path / "kept").num_zeros == 8_493_468
-    printed = capsys.readouterr().out
+    assert report_folder(tmp_path / "kept").num_zeros == 4_246_734
+    printed, bars = capsys.readouterr()
+    assert not bars, "stderr is no terminal"
     assert printed.count("80.0000%") == 3
     assert "recovered at edge" in printed
+
+
+def test_a_terminal_shows_a_bar_of_the_steps_and_then_removes_it(monkeypatch):
+    class Terminal(StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    bar, state = run._Bar("dense"), TrainerState(max_steps=4)
+    bar.on_train_begin(None, state, None)
+    bar.on_step_end(None, state, None)
+    assert "dense:" in sys.stderr.getvalue()
+    assert "0/4" in sys.stderr.getvalue()
+    bar.on_train_end(None, state, None)
+    assert not sys.stderr.getvalue().rpartition("\r")[0].rpartition("\r")[2].strip()
 
 
 def test_the_demo_leaves_the_process_as_talkative_as_it_was(monkeypatch):

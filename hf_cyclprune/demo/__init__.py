@@ -1,1 +1,1 @@
-"""A demonstration that needs no network and no arguments: all it uses is installed."""
+"""A demonstration that needs neither a network nor arguments: its model and data are installed."""

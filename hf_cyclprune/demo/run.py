@@ -1,4 +1,4 @@
-"""The demo: one model fine-tuned twice at equal steps, dense and pruned in cycles."""
+"""The demo: a small BERT fine-tuned twice for equally many steps, dense and pruned in cycles."""
 
 import math
 import tempfile
@@ -12,20 +12,18 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from datasets.utils import (
-    are_progress_bars_disabled,
-    disable_progress_bars,
-    enable_progress_bars,
-)
+from torch import Tensor
+from tqdm import tqdm  # type: ignore[import-untyped]
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    DataCollatorWithPadding,
     EvalPrediction,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
     Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
     TrainingArguments,
 )
 from transformers.utils import logging
@@ -33,13 +31,15 @@ from transformers.utils import logging
 from hf_cyclprune.config import PruningConfig
 from hf_cyclprune.demo.model import find_model
 from hf_cyclprune.demo.sentences import LABELS, make_task
+from hf_cyclprune.reporting.numbers import number, percent
 from hf_cyclprune.reporting.report import SparsityReport
 from hf_cyclprune.training.device import has_accelerator, has_fast_bf16
 from hf_cyclprune.training.trainer import PruningTrainer
 
-NUM_STEPS = 200
+NUM_LAYERS = 3
+NUM_STEPS = 120
 BATCH_SIZE = 32
-MAX_TOKENS = 32
+MAX_TOKENS = 24
 NUM_TRAIN = 4000
 NUM_VALIDATION = 1200
 LEARNING_RATE = 3e-4
@@ -50,8 +50,9 @@ Task: is the word order of a sentence intact, or was its first word swapped with
 {} training and {} validation sentences from the documentation of this Python's
 standard library, different modules for the two. Chance is 0.5; knowing which words begin a
 sentence gives about 0.75.
-Model: all-MiniLM-L6-v2. {} steps of {} sentences for each row.
-"""
+Model: the first {} layers of all-MiniLM-L6-v2. {} steps of {} sentences for each row.
+
+                  accuracy            sparsity  seconds"""
 
 
 @dataclass(frozen=True)
@@ -60,134 +61,122 @@ class DemoRow:
 
     name: str
     accuracy: float
-    """On the validation sentences, in [0, 1]; chance is 0.5."""
+    """Share of the validation sentences that are classified correctly; chance is 0.5."""
     sparsity: float
-    """Counted in the target weights."""
+    """Share of zeros, counted in the target weights."""
     seconds: float
-    """Of training, without evaluation."""
+    """Duration of the training, without the evaluation."""
 
     @property
     def standard_error(self) -> float:
-        """Of the accuracy, from the number of validation sentences."""
+        """Binomial standard error of the accuracy."""
         return math.sqrt(self.accuracy * (1 - self.accuracy) / NUM_VALIDATION)
 
     def __str__(self) -> str:
-        accuracy = f"{self.accuracy:.4f} +- {self.standard_error:.4f}"
-        return f"{self.name:<16}  {accuracy:<18}  {self.sparsity:>8.4%}  {self.seconds:>7.0f}"
+        accuracy = f"{number(self.accuracy)} +- {number(self.standard_error)}"
+        sparsity = percent(self.sparsity, 4)
+        return f"{self.name:<16}  {accuracy:<18}  {sparsity:>8}  {self.seconds:>7.0f}"
 
 
 def run_demo(output_dir: str | None = None, num_steps: int = NUM_STEPS) -> list[DemoRow]:
-    """Train, print and check; return the rows: dense, pruned, and the pruned one reloaded.
+    """Train twice, print a table, and check that the saved model is the one that was trained.
 
     Args:
-        output_dir: where the pruned model is kept; a temporary folder, removed, if None.
+        output_dir: folder to keep the pruned model in; None does not keep it.
         num_steps: optimizer steps of each training.
 
+    Returns:
+        The rows of the table: dense, pruned, and the pruned model reloaded.
+
     Raises:
-        ValueError: the model's package is missing or altered; output_dir holds files.
-        RuntimeError: the reloaded model is not the one that was saved.
+        ValueError: the model's package is missing or altered, or output_dir holds files.
+        RuntimeError: the reloaded model differs from the saved one.
     """
-    _check_output_dir(output_dir)
-    with _quiet():
-        return _run(output_dir, num_steps)
-
-
-def _run(output_dir: str | None, num_steps: int) -> list[DemoRow]:
-    folder = find_model()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    train, validation = (
-        split.map(lambda rows: _tokenize(tokenizer, rows), batched=True, remove_columns=["text"])
-        for split in make_task(NUM_TRAIN, NUM_VALIDATION)
-    )
-    print(_HEADER.format(len(train), len(validation), num_steps, BATCH_SIZE), flush=True)
-    print(f"{'':<16}  {'accuracy':<18}  sparsity  seconds", flush=True)
-    with tempfile.TemporaryDirectory() as temporary:
-        runner = _Runner(folder, tokenizer, train, validation, num_steps, Path(temporary))
-        dense, _ = runner.row("dense", None)
-        pruned, trainer = runner.row("cyclical pruning", PRUNING)
-        kept = Path(output_dir) if output_dir is not None else Path(temporary) / "pruned"
-        trainer.save_model(str(kept))
-        tokenizer.save_pretrained(kept)
-        reloaded = runner.reloaded_row(kept)
-        rows = [dense, pruned, reloaded]
-    if (reloaded.accuracy, reloaded.sparsity) != (pruned.accuracy, pruned.sparsity):
-        raise RuntimeError(f"the reloaded model must equal the saved one; got {reloaded}")
-    print(f"\n{trainer.sparsity_report()}")
-    if output_dir is not None:
-        print(f"\nSaved to {output_dir}; loads with AutoModelForSequenceClassification.")
-    return rows
-
-
-def _check_output_dir(output_dir: str | None) -> None:
     if output_dir is not None and Path(output_dir).exists() and any(Path(output_dir).iterdir()):
         raise ValueError(
             f"output_dir must be new or empty; got '{output_dir}', which holds files. "
             "Name another folder."
         )
+    with _quiet(), tempfile.TemporaryDirectory() as temporary:
+        folder = find_model()
+        train, validation = make_task(NUM_TRAIN, NUM_VALIDATION)
+        sizes = (len(train), len(validation), NUM_LAYERS, num_steps, BATCH_SIZE)
+        print(_HEADER.format(*sizes), flush=True)
+        runner = _Runner(folder, train, validation, num_steps, temporary)
+        dense, _ = runner.train("dense", None)
+        pruned, trainer = runner.train("cyclical pruning", PRUNING)
+        kept = output_dir or f"{temporary}/pruned"
+        trainer.save_model(kept)
+        reloaded = runner.reload("  reloaded", kept)
+    if (reloaded.accuracy, reloaded.sparsity) != (pruned.accuracy, pruned.sparsity):
+        raise RuntimeError(f"The reloaded model differs from the saved one: {reloaded}")
+    print(f"\n{trainer.sparsity_report()}")
+    if output_dir is not None:
+        print(f"\nSaved to {output_dir}; loads with AutoModelForSequenceClassification.")
+    return [dense, pruned, reloaded]
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Nothing but the demo's own lines; afterwards everything is as talkative as before."""
+    """Silence transformers, and let it print as before afterwards."""
     verbosity, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    has_data_bars = not are_progress_bars_disabled()
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    disable_progress_bars()
     try:
         yield
     finally:
         logging.set_verbosity(verbosity)
         if has_bars:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
-        if has_data_bars:
-            enable_progress_bars()
-
-
-def _tokenize(tokenizer: PreTrainedTokenizerBase, rows: dict[str, Any]) -> dict[str, Any]:
-    encoded = tokenizer(rows["text"], truncation=True, max_length=MAX_TOKENS)
-    return {**encoded, "labels": rows["label"]}
 
 
 @dataclass(frozen=True)
 class _Runner:
-    """What all rows share."""
+    """Makes the rows, all with the same data and the same training arguments."""
 
     model_folder: Path
-    tokenizer: PreTrainedTokenizerBase
-    train: Dataset
-    validation: Dataset
+    training_data: Dataset
+    validation_data: Dataset
     num_steps: int
-    temporary: Path
+    temporary: str
 
-    def row(self, name: str, config: PruningConfig | None) -> tuple[DemoRow, PruningTrainer]:
-        """Fine-tune, evaluate, count and print."""
-        trainer = PruningTrainer(
-            model=_load(self.model_folder), pruning_config=config, **self._options()
+    def train(self, name: str, config: PruningConfig | None) -> tuple[DemoRow, PruningTrainer]:
+        """Fine-tune, evaluate and print."""
+        torch.manual_seed(0)
+        # a short training needs no dropout; with it, these few steps learn nothing
+        model = AutoModelForSequenceClassification.from_pretrained(
+            self.model_folder,
+            dtype=torch.float32,
+            num_hidden_layers=NUM_LAYERS,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            id2label=dict(enumerate(LABELS)),
         )
+        trainer = PruningTrainer(model=model, pruning_config=config, **self._options(name))
         trainer.remove_callback(PrinterCallback)
         start = time.perf_counter()
         trainer.train()
-        return self._finish(name, trainer, time.perf_counter() - start), trainer
+        return self._evaluate(name, trainer, time.perf_counter() - start), trainer
 
-    def reloaded_row(self, folder: Path) -> DemoRow:
-        """Evaluate the model in `folder` with nothing but transformers."""
-        trainer = Trainer(model=_load(folder), **self._options())
+    def reload(self, name: str, folder: str) -> DemoRow:
+        """Evaluate the saved model with nothing but transformers, and print."""
+        model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+        trainer = Trainer(model=model, **self._options(name))
         trainer.remove_callback(PrinterCallback)
-        return self._finish("  reloaded", trainer, 0.0)
+        return self._evaluate(name, trainer, 0.0)
 
-    def _finish(self, name: str, trainer: Trainer, seconds: float) -> DemoRow:
+    def _evaluate(self, name: str, trainer: Trainer, seconds: float) -> DemoRow:
         assert trainer.model is not None
         accuracy = trainer.evaluate()["eval_accuracy"]
-        sparsity = SparsityReport.measure(trainer.model).sparsity
-        row = DemoRow(name, accuracy, sparsity, seconds)
+        row = DemoRow(name, accuracy, SparsityReport.measure(trainer.model).sparsity, seconds)
         print(row, flush=True)
         return row
 
-    def _options(self) -> dict[str, Any]:
-        """The arguments of every Trainer."""
+    def _options(self, name: str) -> dict[str, Any]:
+        """Return the arguments that every Trainer is made with."""
+        tokenizer = AutoTokenizer.from_pretrained(self.model_folder)
         args = TrainingArguments(
-            output_dir=str(self.temporary / "trainer"),
+            output_dir=f"{self.temporary}/trainer",
             max_steps=self.num_steps,
             per_device_train_batch_size=BATCH_SIZE,
             per_device_eval_batch_size=100,
@@ -200,23 +189,52 @@ class _Runner:
             disable_tqdm=True,
             log_level="error",
             report_to=[],
+            remove_unused_columns=False,
         )
         return {
             "args": args,
-            "train_dataset": self.train,
-            "eval_dataset": self.validation,
-            "data_collator": DataCollatorWithPadding(self.tokenizer),
+            "train_dataset": self.training_data,
+            "eval_dataset": self.validation_data,
+            "processing_class": tokenizer,
+            "data_collator": lambda rows: _collate(tokenizer, rows),
             "compute_metrics": _accuracy,
+            "callbacks": [_Bar(name)],
         }
 
 
-def _load(folder: Path) -> PreTrainedModel:
-    """The model with a head for the two labels; what is printed about a new head is silenced."""
-    torch.manual_seed(0)
-    model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
-        folder, dtype=torch.float32, id2label=dict(enumerate(LABELS))
+class _Bar(TrainerCallback):
+    """A progress bar of the training, on stderr if that is a terminal."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # a size of its own, for terminals that report none
+        size = {"ncols": 76, "nrows": 24}
+        self.bar = tqdm(desc=self.name, total=state.max_steps, leave=False, disable=None, **size)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.bar.update()
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.bar.close()
+
+
+def _collate(tokenizer: PreTrainedTokenizerBase, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+    batch: Any = tokenizer(
+        [row["text"] for row in rows],
+        truncation=True,
+        max_length=MAX_TOKENS,
+        padding=True,
+        return_tensors="pt",
     )
-    return model
+    return {**batch, "labels": torch.tensor([row["label"] for row in rows])}
 
 
 def _accuracy(prediction: EvalPrediction) -> dict[str, float]:

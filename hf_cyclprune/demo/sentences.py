@@ -1,17 +1,16 @@
-"""English sentences from the user's own Python, and a task made of them: is the word order intact?
+"""A task made of English sentences from the user's own Python: is the word order intact?
 
-The source is the prose in the standard library's .py files: docstrings, help topics, messages. The
-files are parsed, never imported. A sentence is kept exactly if, once parentheses and inline markup
-are off, it is MIN_WORDS to MAX_WORDS plain words between a capital and a full stop, and no earlier
-one has the same words in any order.
+The sentences come from the docstrings, help topics and messages in the standard library's .py
+files, which are parsed and never imported. After its parentheses and inline markup are removed, a
+sentence is kept if it has MIN_WORDS to MAX_WORDS plain words between a capital and a full stop, and
+if no earlier sentence has the same words in any order.
 
-In half of the sentences the first word and another trade places. This has the form of CoLA
-(Warstadt et al. 2019, https://arxiv.org/abs/1805.12471), acceptable or not, but is easier: to know
-which words begin a sentence goes a long way (0.75 by that rule alone, on Python 3.11), the rest
-takes reading. No sentence, in any order, is in both splits, since each is kept once and whole
-modules go to one split or the other.
+In half of the sentences the first word is swapped with another. The task has the form of CoLA
+(Warstadt et al. 2019, https://arxiv.org/abs/1805.12471), acceptable or not, but is easier: knowing
+which words begin a sentence gives an accuracy of 0.75 (on Python 3.11). No sentence is in both
+splits, in whatever order, because each is kept once and every module belongs to one split.
 
-The same Python gives the same data, always; another release has other sentences.
+The same release of Python always gives the same data.
 """
 
 import ast
@@ -36,13 +35,13 @@ TEST_FOLDERS = {"test", "tests", "idle_test"}
 
 
 def make_task(num_train: int, num_validation: int, seed: int = 0) -> tuple[Dataset, Dataset]:
-    """Training and validation set, with the columns text and label (0 = swapped, 1 = intact).
+    """Make a training and a validation set with the columns text and label (0 swapped, 1 intact).
 
     Labels alternate, so both sets are balanced. With the same seed a smaller set is the beginning
     of a larger one.
 
     Raises:
-        ValueError: the standard library holds fewer sentences than were asked for.
+        ValueError: the standard library holds fewer sentences than that.
     """
     train: list[str] = []
     validation: list[str] = []
@@ -55,14 +54,14 @@ def make_task(num_train: int, num_validation: int, seed: int = 0) -> tuple[Datas
 
 
 def is_held_out(module: str) -> bool:
-    """Whether a top-level module is for validation; by a hash of its name, so always the same."""
+    """Return whether a top-level module is for validation, by a hash of its name."""
     return zlib.crc32(module.encode()) % 4 == 2
 
 
 def load_sentences() -> dict[str, list[str]]:
-    """Top-level module -> its sentences, names in order, files in order; no sentence comes twice.
+    """Return the sentences of every top-level module, in a fixed order and each of them once.
 
-    Sources of tests are left out. A Python without .py files (a zipped library) has no sentences.
+    Tests are left out. A Python without .py files (a zipped library) has no sentences.
     """
     seen: set[tuple[str, ...]] = set()
     sentences: dict[str, list[str]] = {}
@@ -76,7 +75,7 @@ def load_sentences() -> dict[str, list[str]]:
 
 
 def find_sentences(text: str) -> Iterator[str]:
-    """Plain sentences of a text; code, lists, tables and headings do not look like one.
+    """Yield the plain sentences of a text, without code, lists, tables and headings.
 
     >>> list(find_sentences("Return the *default* value (or None) of the given key. See x.y."))
     ['Return the default value of the given key.']
@@ -91,7 +90,7 @@ def find_sentences(text: str) -> Iterator[str]:
 
 
 def swap_first_word(sentence: str, generator: random.Random) -> str:
-    """The sentence with its first word and a different one exchanged; the capital stays in front.
+    """Swap the first word of a sentence with a different one; the capital stays in front.
 
     >>> swap_first_word("Return a list, not a tuple.", random.Random(1))
     'List a return, not a tuple.'
@@ -105,7 +104,7 @@ def swap_first_word(sentence: str, generator: random.Random) -> str:
 
 
 def _read_module(module: str) -> Iterator[str]:
-    """Sentences in the string literals of a top-level module's sources."""
+    """Yield the sentences in the string literals of a top-level module's sources."""
     root = Path(sysconfig.get_path("stdlib"))
     for path in [root / f"{module}.py", *sorted((root / module).rglob("*.py"))]:
         if path.is_file() and TEST_FOLDERS.isdisjoint(path.relative_to(root).parts):
@@ -115,11 +114,11 @@ def _read_module(module: str) -> Iterator[str]:
 
 
 def _make_split(argument: str, sentences: list[str], num_rows: int, seed: int) -> Dataset:
-    """The first `num_rows` of the shuffled sentences, the even ones with two words swapped."""
+    """Shuffle the sentences, take the first `num_rows`, and swap two words in every other one."""
     if not 1 <= num_rows <= len(sentences):
         raise ValueError(
-            f"{argument} must lie in [1, {len(sentences)}], the sentences found in this Python's "
-            f"standard library; got {num_rows}. Ask for fewer."
+            f"{argument} must be in [1, {len(sentences)}], since this Python's standard library "
+            f"has no more sentences; got {num_rows}. Ask for fewer."
         )
     generator = random.Random(seed)
     texts = generator.sample(sentences, len(sentences))[:num_rows]
