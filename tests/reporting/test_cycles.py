@@ -6,12 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_cyclprune.pruning.criteria import CRITERIA
-from hf_cyclprune.pruning.masks import compare_masks
+from hf_cyclprune.pruning.masks import compare_masks, pack_mask
 from hf_cyclprune.pruning.patterns import Unstructured
 from hf_cyclprune.pruning.pruner import Pruner
 from hf_cyclprune.pruning.schedules import Schedule
 from hf_cyclprune.reporting.cycles import CycleHistory, CycleReport
-from hf_cyclprune.training.state import pack_mask
 
 
 def masks(*rows):
