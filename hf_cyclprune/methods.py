@@ -135,7 +135,7 @@ METHODS: dict[str, Method] = {
     "one_cycle": Method(
         title="one-cycle pruning",
         formula="s_t (1 + e^(b-a)) / (1 + e^(b-ax)), a = 14, b = 5",
-        sentence="Sparsity follows one S-shaped ({ramp}) climb over the first {ramp_ratio} of the "
+        sentence="Sparsity follows one S-shaped ({ramp}) climb, which takes {ramp_ratio} of the "
         "run.",
         settings={"num_cycles": 1, "ramp": "logistic", "ramp_ratio": 1.0},
         paper=PAPERS["hubens2022onecycle"],
@@ -146,7 +146,7 @@ METHODS: dict[str, Method] = {
         title="projected gradient descent, or iterative hard thresholding",
         formula="s_t at every step, masks recomputed after each",
         sentence="The target sparsity holds from the first step on, and the masks are recomputed "
-        "every {interval_steps} optimizer steps of the whole run.",
+        "during the whole run (interval in optimizer steps: {interval_steps}).",
         settings={
             "num_cycles": 1,
             "ramp_ratio": 0.0,

@@ -33,6 +33,7 @@ from hf_cyclprune.glue.output import (
 from hf_cyclprune.glue.tasks import GlueTask, get_task
 from hf_cyclprune.glue.train_loss import LossTotal, train_loss_of
 from hf_cyclprune.reporting.folder import read_results
+from hf_cyclprune.reporting.metrics import evaluated
 from hf_cyclprune.reporting.report import SparsityReport
 from hf_cyclprune.training.arguments import PruningArguments
 from hf_cyclprune.training.trainer import PruningTrainer
@@ -196,7 +197,7 @@ class _Run:
             splits = self.task.validation_splits
             split = {"split": splits[0]} if len(splits) == 1 else {}
             about |= {
-                "metrics": {k: v for k, v in metrics.items() if k.startswith("eval_")} or None,
+                "metrics": evaluated(metrics) or None,
                 "dense_run": dense_run,
                 "dataset_metadata": {"config": self.task.name, **split},
             }

@@ -81,7 +81,10 @@ def test_a_dense_run_that_is_none_is_refused_before_training(kind, flags, tmp_pa
         other.mkdir()
         (other / "all_results.json").write_text('{"sparsity": 0.8, "eval_accuracy": 0.5}')
     assert main(["glue", *flags("sst2", "--sparsity", 0.8, "--dense_run", other)]) == 1
-    assert "dense_run must be the folder of a dense run" in capsys.readouterr().err
+    reason = (
+        "has no all_results.json" if kind == "missing" else "is pruned: it has a sparsity"
+    )
+    assert f"The dense_run '{other}' {reason}" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
