@@ -117,7 +117,7 @@ def _read_as(path: Path, name: str, dtype: torch.dtype | None) -> Tensor:
 
 def _read_blob(file: IO[bytes], start: int, size: int) -> Tensor:
     file.seek(start)
-    return torch.tensor(np.frombuffer(file.read(size), np.uint8))
+    return torch.from_numpy(np.fromfile(file, np.uint8, size))
 
 
 def to_bytes(tensor: Tensor) -> bytes | memoryview:
