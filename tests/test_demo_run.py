@@ -6,7 +6,6 @@ import pytest
 pytest.importorskip("datasets", reason="the extra demo is not installed")
 
 from datasets.utils import are_progress_bars_disabled
-from transformers import TrainerState
 from transformers.utils import logging
 
 from hf_cyclprune.cli import main
@@ -43,12 +42,12 @@ def test_a_terminal_shows_a_bar_of_the_steps_and_then_removes_it(monkeypatch):
             return True
 
     monkeypatch.setattr(sys, "stderr", Terminal())
-    bar, state = run._Bar("dense"), TrainerState(max_steps=4)
-    bar.on_train_begin(None, state, None)
-    bar.on_step_end(None, state, None)
+    bar = run._Bar("dense", 4)
+    bar.on_train_begin()
+    bar.on_step_end()
     assert "dense:" in sys.stderr.getvalue()
     assert "0/4" in sys.stderr.getvalue()
-    bar.on_train_end(None, state, None)
+    bar.on_train_end()
     assert not sys.stderr.getvalue().rpartition("\r")[0].rpartition("\r")[2].strip()
 
 

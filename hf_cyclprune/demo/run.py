@@ -22,8 +22,6 @@ from transformers import (
     PrinterCallback,
     Trainer,
     TrainerCallback,
-    TrainerControl,
-    TrainerState,
     TrainingArguments,
 )
 from transformers.utils import logging
@@ -198,31 +196,24 @@ class _Runner:
             "processing_class": tokenizer,
             "data_collator": lambda rows: _collate(tokenizer, rows),
             "compute_metrics": _accuracy,
-            "callbacks": [_Bar(name)],
+            "callbacks": [_Bar(name, self.num_steps)],
         }
 
 
 class _Bar(TrainerCallback):
     """A progress bar of the training, on stderr if that is a terminal."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, num_steps: int) -> None:
+        self.name, self.num_steps = name, num_steps
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        # a size of its own, for terminals that report none
-        size = {"ncols": 76, "nrows": 24}
-        self.bar = tqdm(desc=self.name, total=state.max_steps, leave=False, disable=None, **size)
+    def on_train_begin(self, *args: object, **kwargs: object) -> None:
+        size = {"ncols": 76, "nrows": 24}  # some terminals do not report theirs
+        self.bar = tqdm(desc=self.name, total=self.num_steps, leave=False, disable=None, **size)
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, *args: object, **kwargs: object) -> None:
         self.bar.update()
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, *args: object, **kwargs: object) -> None:
         self.bar.close()
 
 

@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from torch import Tensor
 from transformers import (
     DataCollatorWithPadding,
     EvalPrediction,
-    PreTrainedTokenizerBase,
     set_seed,
 )
 from transformers.utils import logging
@@ -120,7 +119,13 @@ class _Run:
             "train_dataset": examples.train,
             "eval_dataset": examples.evaluation.get(""),
             "processing_class": tokenizer,
-            "data_collator": _make_collator(glue, args, tokenizer),
+            "data_collator": DataCollatorWithPadding(
+                tokenizer,
+                padding="max_length" if glue.pad_to_max_length else True,
+                max_length=glue.max_seq_length if glue.pad_to_max_length else None,
+                pad_to_multiple_of=8 if args.fp16 else None,
+            ),
+            "preprocess_logits_for_metrics": _first_output,
             "compute_metrics": lambda prediction: _score(task, ids, prediction),
             "callbacks": [LossTotal()],
         }
@@ -174,7 +179,7 @@ class _Run:
         trainer, folder = self.trainer, Path(str(self.trainer.args.output_dir))
         model: Any = trainer.model
         for suffix, data in self.examples.prediction.items():
-            outputs = _outputs(trainer.predict(data, metric_key_prefix="predict").predictions)
+            outputs: Any = trainer.predict(data, metric_key_prefix="predict").predictions
             if self.task.is_regression:
                 rows = [f"{value:.3f}" for value in outputs.reshape(-1)]
             else:
@@ -207,25 +212,14 @@ class _Run:
             trainer.create_model_card(**about)
 
 
-def _make_collator(
-    glue: GlueArguments, args: PruningArguments, tokenizer: PreTrainedTokenizerBase
-) -> DataCollatorWithPadding:
-    return DataCollatorWithPadding(
-        tokenizer,
-        padding="max_length" if glue.pad_to_max_length else True,
-        max_length=glue.max_seq_length if glue.pad_to_max_length else None,
-        pad_to_multiple_of=8 if args.fp16 else None,
-    )
-
-
-def _outputs(predictions: Any) -> NDArray[Any]:
-    """Return the logits, also those of a model that returns more than them."""
-    return np.asarray(predictions[0] if isinstance(predictions, tuple) else predictions)
+def _first_output(outputs: Tensor | tuple[Tensor, ...], labels: object) -> Tensor:
+    """Return the logits, also if the model returns more than them."""
+    return outputs[0] if isinstance(outputs, tuple) else outputs
 
 
 def _score(task: GlueTask, ids: dict[str, int], prediction: EvalPrediction) -> dict[str, float]:
     """Compute the task's metrics after turning the model's label ids into the task's."""
-    outputs, labels = _outputs(prediction.predictions), np.asarray(prediction.label_ids)
+    outputs, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
     if task.is_regression:
         return score(task, outputs.reshape(-1), labels)
     own = np.argsort([ids[label] for label in task.labels])  # the model's id -> the task's

@@ -74,17 +74,16 @@ def test_a_run_writes_a_card_with_its_metrics_beside_those_of_a_dense_run(flags,
     assert "2:4" not in (dense / "README.md").read_text()
 
 
-@pytest.mark.parametrize("kind", ["missing", "pruned"])
-def test_a_dense_run_that_is_none_is_refused_before_training(kind, flags, tmp_path, capsys):
+@pytest.mark.parametrize(("kind", "problem"), [("missing", "has no"), ("pruned", "is pruned")])
+def test_a_dense_run_that_is_none_is_refused_before_training(
+    kind, problem, flags, tmp_path, capsys
+):
     other = tmp_path / "other"
     if kind == "pruned":
         other.mkdir()
         (other / "all_results.json").write_text('{"sparsity": 0.8, "eval_accuracy": 0.5}')
     assert main(["glue", *flags("sst2", "--sparsity", 0.8, "--dense_run", other)]) == 1
-    reason = (
-        "has no all_results.json" if kind == "missing" else "is pruned: it has a sparsity"
-    )
-    assert f"The dense_run '{other}' {reason}" in capsys.readouterr().err
+    assert f"The dense_run '{other}' {problem}" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
