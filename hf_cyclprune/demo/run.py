@@ -40,7 +40,7 @@ BATCH_SIZE = 32
 MAX_TOKENS = 24
 NUM_TRAIN = 4000
 NUM_VALIDATION = 1200
-LEARNING_RATE = 3e-4
+LEARNING_RATE = 4e-4
 PRUNING = PruningConfig(sparsity=0.8, num_cycles=2)
 
 _HEADER = """\
