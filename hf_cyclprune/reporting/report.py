@@ -46,12 +46,10 @@ class SparsityReport(WeightGroup):
 
         Args:
             model: a model, or its target weights by name.
-            targets, ignore: which weights of a model are meant, as for `find_targets`.
+            targets, ignore: which weights of a model are meant, and what is an error, as for
+                `find_targets`.
             patterns: the n:m patterns to check; other patterns are passed over.
             cycles, target_sparsity: those of the run, for the report.
-
-        Raises:
-            ValueError: as `find_targets`.
         """
         weights = model
         if isinstance(weights, nn.Module):
@@ -70,12 +68,8 @@ class SparsityReport(WeightGroup):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report and its sums as values that JSON has."""
-        return {
-            "sparsity": self.sparsity,
-            "num_weights": self.num_weights,
-            "num_zeros": self.num_zeros,
-            "target_sparsity": self.target_sparsity,
-            "is_at_target": self.is_at_target,
+        sums = ("sparsity", "num_weights", "num_zeros", "target_sparsity", "is_at_target")
+        return {name: getattr(self, name) for name in sums} | {
             "patterns": list(self.patterns),
             "weights": [asdict(weight) for weight in self.weights],
             "cycles": [asdict(cycle) for cycle in self.cycles],

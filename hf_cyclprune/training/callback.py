@@ -80,7 +80,7 @@ class PruningCallback(TrainerCallback):
             self.config.validate()
         return self.config or from_args
 
-    def on_init_end(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
+    def on_init_end(self, args: Args, state: State, control: Control, **kwargs: object) -> None:
         self._check_args(args)
 
     def _check_args(self, args: Args) -> PruningConfig | None:
@@ -115,11 +115,13 @@ class PruningCallback(TrainerCallback):
             stacklevel=2,
         )
 
-    def on_optimizer_step(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
+    def on_optimizer_step(
+        self, args: Args, state: State, control: Control, **kwargs: object
+    ) -> None:
         if self.run is not None:
             self._cycle_log.is_open |= self.run.step(state.global_step + 1)  # not counted yet
 
-    def on_step_end(self, args: Args, state: State, control: Control, **kwargs: Any) -> Control:
+    def on_step_end(self, args: Args, state: State, control: Control, **kwargs: object) -> Control:
         if self.run is not None and self.run.pruner.schedule.is_cycle_end(state.global_step):
             config = self.run.config
             control.should_evaluate |= config.eval_cycle_ends
@@ -138,14 +140,14 @@ class PruningCallback(TrainerCallback):
         if self.run is not None and self._cycle_log.is_open:
             self.run.history.observe_evaluation(state.global_step, kwargs.get("metrics") or {})
 
-    def on_step_begin(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
+    def on_step_begin(self, args: Args, state: State, control: Control, **kwargs: object) -> None:
         self._cycle_log.close(self.run, args, state)
 
     def on_log(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         if "train_loss" in (kwargs.get("logs") or {}):  # the summary of the run: the line is first
             self._cycle_log.close(self.run, args, state)
 
-    def on_train_end(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
+    def on_train_end(self, args: Args, state: State, control: Control, **kwargs: object) -> None:
         if self.run is None:
             return
         self._cycle_log.close(self.run, args, state)

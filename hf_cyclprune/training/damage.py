@@ -47,8 +47,7 @@ def newest_checkpoint(
 def checkpoint_to_resume(args: TrainingArguments, wanted: str | bool | None) -> str | bool | None:
     """Return the newest whole checkpoint of a run for True; what else is wanted stays.
 
-    What a crash left beside the checkpoint is deleted. Without one True stays, too, which `Trainer`
-    refuses.
+    What a crash left beside it is deleted. Without one, True stays, which `Trainer` refuses.
     """
     if wanted is not True:
         return wanted

@@ -4,8 +4,9 @@ import importlib.metadata
 import os
 import shlex
 import sys
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 from transformers import Trainer
@@ -36,8 +37,8 @@ def describe(trainer: Trainer, has_own_optimizer: bool, **others: Any) -> RunRec
 
 def bare_model(trainer: Trainer) -> nn.Module:
     """Return the model without what an engine or torch.compile has put around it."""
-    model: nn.Module = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
-    return model
+    unwrap = trainer.accelerator.unwrap_model
+    return cast(nn.Module, unwrap(trainer.model, keep_torch_compile=False))
 
 
 def find_model_id(model: Any) -> str | None:
@@ -50,8 +51,7 @@ def find_model_id(model: Any) -> str | None:
 def _hyperparameters(trainer: Trainer, has_own_optimizer: bool) -> dict[str, Any]:
     """Return what the card of `Trainer` has, and the optimizer in full, as values for JSON."""
     args: Any = trainer.args
-    extract: Any = extract_hyperparameters_from_trainer
-    values: dict[str, Any] = extract(trainer)
+    values: dict[str, Any] = extract_hyperparameters_from_trainer(trainer)  # type: ignore[no-untyped-call]
     values["lr_scheduler_type"] = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
     values["optimizer"] = _optimizer(args)
     if has_own_optimizer and trainer.optimizer is not None:
@@ -87,20 +87,17 @@ def _optimizer_of(optimizer: Any) -> str:
 
 
 def _versions() -> dict[str, str]:
-    versions = {}
+    versions: dict[str, str] = {}
     for name in _PACKAGES:
-        try:
+        with suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return versions
 
 
 def _command(token: str | None) -> str | None:
-    """Return the command line of hf-cyclprune without tokens, or the name of a script.
+    """Return the command line of hf-cyclprune without tokens, or a script's name; None without.
 
-    The arguments of a script are left out: they may be secret, and a card is public. In a notebook,
-    in pytest or at a prompt there is no command: None.
+    The arguments of a script are left out: they may be secret, and a card is public.
     """
     program = Path(sys.argv[0] if sys.argv else "")
     home = os.path.join(os.path.expanduser("~"), "")  # it holds the user's name

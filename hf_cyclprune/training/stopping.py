@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers import TrainerControl as Control
@@ -64,26 +63,26 @@ class StopGate(TrainerCallback):
             for stopper, counter in zip(stoppers, counters, strict=True):
                 stopper.early_stopping_patience_counter = counter
 
-    def on_train_begin(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
+    def on_train_begin(self, args: Args, state: State, control: Control, **kwargs: object) -> None:
         self._is_stop_wanted = self.is_preempted = False
         if self._handler is not None:  # a resumed Trainer may have put others behind the gate
             self.move_last(self._handler)
 
-    def on_epoch_begin(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
+    def on_epoch_begin(self, args: Args, state: State, control: Control, **kwargs: object) -> None:
         self._step_at_epoch_begin = state.global_step
 
-    def on_step_end(self, args: Args, state: State, control: Control, **kwargs: Any) -> Control:
+    def on_step_end(self, args: Args, state: State, control: Control, **kwargs: object) -> Control:
         pruner = self._pruner()
         if self._is_stop_wanted and pruner is not None and pruner.is_at_target:
             control.should_training_stop |= pruner.schedule.is_cycle_end(state.global_step)
         return self._defer(state, control)
 
-    def on_epoch_end(self, args: Args, state: State, control: Control, **kwargs: Any) -> Control:
+    def on_epoch_end(self, args: Args, state: State, control: Control, **kwargs: object) -> Control:
         if state.global_step == self._step_at_epoch_begin:
             return control
         return self._defer(state, control)
 
-    def _after(self, args: Args, state: State, control: Control, **kwargs: Any) -> Control:
+    def _after(self, args: Args, state: State, control: Control, **kwargs: object) -> Control:
         return self._defer(state, control)
 
     on_evaluate = on_log = on_save = _after

@@ -6,7 +6,7 @@ Seen in transformers 5.0.0 and 5.24, unless a function says otherwise.
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 from transformers import TrainerState
@@ -22,7 +22,6 @@ def save_under_own_names(model: Any) -> None:
     For weights from an old file, such as google-bert/bert-base-uncased with its `LayerNorm.gamma`,
     it writes the old names (5.0.0: for all files), which the Trainer does not read from a
     checkpoint: a resumed run, or the best model, has the LayerNorms from the start of training.
-
     Remove when https://github.com/huggingface/transformers/issues/48805 is fixed.
     """
     conversions = getattr(model, "_weight_conversions", None)
@@ -40,7 +39,6 @@ def is_loss_inflated(model: nn.Module) -> bool:
     It leaves the division to every model whose forward takes any keyword, but BERT-style heads
     ignore `num_items_in_batch`. A model counts items if its forward, or one that it builds on, has
     this name or `self.loss_function`; its author may also say so by `accepts_loss_kwargs`.
-
     Remove when https://github.com/huggingface/transformers/issues/47688 is fixed.
     """
     if getattr(model, "accepts_loss_kwargs", None) is not None:
@@ -62,7 +60,6 @@ def is_loss_inflated(model: nn.Module) -> bool:
 
 def keep_loss_unscaled(model: Any) -> None:
     """Tell every Trainer that is made with this model later to divide an inflated loss itself.
-
     Remove together with `is_loss_inflated`.
     """
     if is_loss_inflated(model):
@@ -73,7 +70,6 @@ def take_failures(push_in_progress: Any) -> list[BaseException]:
     """Return the errors of background pushes, each of them once.
 
     `PushInProgress` waits for its jobs, but never looks at how they ended.
-
     Remove when the Trainer itself warns of a failed push.
     """
     if push_in_progress is None:
@@ -89,7 +85,6 @@ def is_preempted(checkpoint: Path) -> bool:
 
     With `enable_jit_checkpoint`, only a file that lies in the folder meanwhile tells this stop from
     others.
-
     Remove when the callbacks can see a preemption.
     """
     return (checkpoint / _PREEMPTION_NAME).exists()
@@ -100,7 +95,6 @@ def forget_state(checkpoint: Path) -> None:
 
     The Trainer writes over a checkpoint of the same step file by file: if it is killed meanwhile,
     the old trainer_state.json makes the folder look whole.
-
     Remove when the Trainer replaces the folder as a whole.
     """
     (checkpoint / TRAINER_STATE_NAME).unlink(missing_ok=True)
@@ -111,8 +105,6 @@ def add_missing_state(state: TrainerState, name: str, values: Mapping[str, Any])
 
     Otherwise the first save of the resumed run, which updates the states of all callbacks, raises a
     KeyError (since https://github.com/huggingface/transformers/pull/32115).
-
     Remove when the Trainer adds what is missing.
     """
-    states: Any = state.stateful_callbacks
-    states.setdefault(name, values)
+    cast(dict[str, Any], state.stateful_callbacks).setdefault(name, values)
