@@ -1,13 +1,13 @@
-"""Dense, gradual and cyclical fine-tuning at equal steps, several seeds each: who wins?
+"""Compare dense, gradual and cyclical fine-tuning with equal steps and several seeds.
 
     pip install "hf_cyclprune[demo,glue]"
     python examples/glue_results.py FOLDER OUT --bf16
     python examples/glue_results.py FOLDER OUT --only sst2-dense --seeds 0 1
 
 FOLDER holds TASK/train.parquet and TASK/validation.parquet of sst2, mrpc and stsb with the columns
-of nyu-mll/glue. Every run has a folder of its own under OUT: a finished one is not run again, a
-stopped one goes on from its last checkpoint. Prints a table of what is finished. The model is
-all-MiniLM-L6-v2 from the package of the demo; another one with --model.
+of nyu-mll/glue. Every run has a folder of its own under OUT. Finished runs are skipped, interrupted
+ones continue from their last checkpoint, and at the end a table shows all finished runs. The model
+is all-MiniLM-L6-v2 from the package of the demo, unless --model names another.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from hf_cyclprune.training.device import has_accelerator
 
 @dataclass(frozen=True)
 class Row:
-    """One way to train, on one task."""
+    """A way to train on a task."""
 
     task: str
     name: str
@@ -56,11 +56,11 @@ ROWS = [
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    parser.add_argument("data", metavar="FOLDER")
-    parser.add_argument("out", metavar="OUT", type=Path)
-    parser.add_argument("--model", help="another model than the demo's")
-    parser.add_argument("--only", nargs="+", help="names of rows, or their beginnings")
-    parser.add_argument("--seeds", nargs="+", type=int, help="instead of each row's own")
+    parser.add_argument("data", metavar="FOLDER", help="folder with the tasks as parquet")
+    parser.add_argument("out", metavar="OUT", type=Path, help="folder for the runs")
+    parser.add_argument("--model", help="model to fine-tune (default: the demo's)")
+    parser.add_argument("--only", nargs="+", help="run the rows whose names begin so")
+    parser.add_argument("--seeds", nargs="+", type=int, help="instead of the seeds of each row")
     parser.add_argument("--learning_rate", type=float, default=3e-4)
     parser.add_argument("--bf16", action="store_true")
     return parser.parse_args()

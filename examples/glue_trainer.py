@@ -1,6 +1,8 @@
-"""What `hf-cyclprune glue` does, in 40 lines of your own: SST-2 with PruningTrainer.
+"""Fine-tune and prune on SST-2 with PruningTrainer, as `hf-cyclprune glue` does.
 
-python examples/glue_trainer.py google-bert/bert-base-uncased out [FOLDER with parquet files]
+    python examples/glue_trainer.py google-bert/bert-base-uncased OUT [FOLDER]
+
+FOLDER holds train.parquet and validation.parquet; without it the data come from the Hub.
 """
 
 import sys

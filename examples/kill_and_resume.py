@@ -1,12 +1,12 @@
-"""Kill a training run at random moments, also while it saves, and resume it: is anything lost?
+"""Kill a training run at random moments, resume it, and check that nothing is lost.
 
     python examples/kill_and_resume.py [--num_kills 50] [--seed 0]
 
-Forks a process that prunes a small BERT and saves after every second step, kills it (SIGKILL) at a
-random moment, and starts the next one with resume_from_checkpoint=True, until the run is done; then
-again with a new run, until there were so many kills. A run that was killed must end with the very
-weights of one that was not. Prints for each kill the last step that was reached and the step that
-the next process went on from. Needs os.fork: Linux or macOS.
+A forked process prunes a small BERT and saves after every second step. It is killed (SIGKILL) at a
+random moment, which may be in the middle of saving, and a new process resumes the run until it is
+done. This is repeated with new runs until there were --num_kills kills. Every run must end with the
+weights of an uninterrupted one. For each kill the script prints the last step that was reached and
+the step from which the next process continues. It needs os.fork: Linux or macOS.
 """
 
 import argparse
@@ -38,7 +38,7 @@ MAX_STEPS, SAVE_STEPS = 120, 2
 
 
 class Progress(TrainerCallback):
-    """Writes down where the run began and where it is."""
+    """Write the first and the last step of this process to a file."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -81,7 +81,7 @@ def train(folder: Path, is_resumed: bool) -> None:
 
 
 def fork(folder: Path, is_resumed: bool) -> int:
-    """The process id of a training."""
+    """Start a training and return its process id."""
     process = os.fork()
     if process == 0:
         code = 1
@@ -97,8 +97,8 @@ def fork(folder: Path, is_resumed: bool) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--num_kills", type=int, default=50)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--num_kills", type=int, default=50, help="end after so many kills")
+    parser.add_argument("--seed", type=int, default=0, help="for the moments of the kills")
     options = parser.parse_args()
     draw = random.Random(options.seed)
     torch.set_num_threads(1)

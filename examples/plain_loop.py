@@ -1,8 +1,8 @@
-"""Cyclical pruning in a training loop of your own: three lines more than without.
+"""Add cyclical pruning to a training loop of your own, in three lines.
 
     python examples/plain_loop.py
 
-The model is a small untrained BERT and the data are random: replace both.
+Replace the model, a small untrained BERT, and the random data by your own.
 """
 
 import torch

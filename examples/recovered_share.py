@@ -1,9 +1,10 @@
-"""How many of the weights that return at an edge stay: MiniLM on SST-2, from your own copy of it.
+"""Measure how many of the weights that return at an edge stay, with MiniLM on SST-2.
 
     pip install "hf_cyclprune[demo]"
     python examples/recovered_share.py FOLDER [--num_cycles 4] [--learning_rate 3e-4] [--bf16]
 
-FOLDER holds train.parquet and validation.parquet with the columns of nyu-mll/glue, sst2.
+FOLDER holds your own copy of SST-2: train.parquet and validation.parquet with the columns of
+nyu-mll/glue, sst2.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from hf_cyclprune.demo.model import find_model
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    parser.add_argument("folder")
+    parser.add_argument("folder", metavar="FOLDER", help="folder with SST-2 as parquet")
     parser.add_argument("--num_cycles", type=int, default=4)
     parser.add_argument("--learning_rate", type=float, default=3e-4)
     parser.add_argument("--max_steps", type=int, default=1500)

@@ -1,9 +1,9 @@
-"""The callback in transformers' own Trainer: nothing but `callbacks=` changes.
+"""Prune in transformers' own Trainer by adding a callback.
 
-python examples/stock_trainer.py
+    python examples/stock_trainer.py
 
-The model is a small untrained BERT and the data are random: replace both. The learning rate keeps
-the Trainer's one schedule; PruningTrainer would restart it in every cycle.
+Replace the model, a small untrained BERT, and the random data by your own. The learning rate has
+one schedule for the whole run; PruningTrainer would restart it in every cycle.
 """
 
 import tempfile
