@@ -66,26 +66,17 @@ class DemoRow:
     seconds: float
     """Duration of the training, without the evaluation."""
 
-    @property
-    def standard_error(self) -> float:
-        """Binomial standard error of the accuracy."""
-        return math.sqrt(self.accuracy * (1 - self.accuracy) / NUM_VALIDATION)
-
     def __str__(self) -> str:
-        accuracy = f"{number(self.accuracy)} +- {number(self.standard_error)}"
+        error = math.sqrt(self.accuracy * (1 - self.accuracy) / NUM_VALIDATION)  # binomial
+        accuracy = f"{number(self.accuracy)} +- {number(error)}"
         sparsity = percent(self.sparsity, 4)
         return f"{self.name:<16}  {accuracy:<18}  {sparsity:>8}  {self.seconds:>7.0f}"
 
 
 def run_demo(output_dir: str | None = None, num_steps: int = NUM_STEPS) -> list[DemoRow]:
-    """Train twice, print a table, and check that the saved model is the one that was trained.
+    """Train twice for `num_steps`; print and return the rows dense, pruned and reloaded.
 
-    Args:
-        output_dir: folder to keep the pruned model in; None does not keep it.
-        num_steps: optimizer steps of each training.
-
-    Returns:
-        The rows of the table: dense, pruned, and the pruned model reloaded.
+    The pruned model is kept in `output_dir`, unless that is None.
 
     Raises:
         ValueError: the model's package is missing or altered, or output_dir holds files.

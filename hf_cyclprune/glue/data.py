@@ -25,11 +25,9 @@ def load_task(
     """Load splits with the columns of a task, and with labels except in test sets.
 
     Args:
-        task: the task.
         wanted: some of "train", "validation" and "test". mnli has two validation and two test
             sets; in a folder a single file `validation` is enough.
         dataset_dir: folder with TASK/SPLIT.parquet; None loads the Hub's GLUE.
-        cache_dir: folder for downloads.
 
     Raises:
         ValueError: a file or a column is missing or does not fit the task.
@@ -166,12 +164,8 @@ def tokenize(
     """Turn texts into token ids, not padded; datasets caches the result.
 
     Args:
-        task: the task, which names the columns.
-        data: texts, and labels if there are any.
-        tokenizer: the model's tokenizer.
         max_length: longer examples are cut after this many tokens.
         label_ids: the model's id for each id in `data`; None keeps the ids.
-        overwrite_cache: whether to tokenize again.
     """
 
     def encode(rows: dict[str, list[Any]]) -> dict[str, Any]:

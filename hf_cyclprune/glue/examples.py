@@ -35,10 +35,6 @@ def make_examples(
     """Tokenize the first examples of each split, as many as the max_*_samples allow.
 
     Args:
-        glue: lengths and limits.
-        task: the task.
-        splits: the loaded data by the name of the split.
-        tokenizer: the model's tokenizer.
         ids: label -> id of the model.
     """
 

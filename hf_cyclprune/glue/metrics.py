@@ -23,7 +23,6 @@ def score(task: GlueTask, predictions: ArrayLike, references: ArrayLike) -> dict
     """Compute a task's metrics and, if there are several, their mean as "combined_score".
 
     Args:
-        task: the task, which names its metrics.
         predictions: label ids, or numbers in a regression.  # (N,)
         references: the true label ids or numbers.  # (N,)
 
@@ -40,12 +39,7 @@ def score(task: GlueTask, predictions: ArrayLike, references: ArrayLike) -> dict
 
 
 class GlueMetric(evaluate.Metric):  # type: ignore[misc]
-    """The metrics of one task for code that uses `evaluate`, loaded without a network.
-
-    Args:
-        task_name: one of `TASKS`.
-        **kwargs: options of `evaluate.Metric`.
-    """
+    """The metrics of one task, for code that uses `evaluate`; needs no network."""
 
     def __init__(self, task_name: str, **kwargs: Any) -> None:
         super().__init__(config_name=task_name, **kwargs)

@@ -27,8 +27,6 @@ def check_output_dir(args: PruningArguments, glue: GlueArguments, checkpoint: st
     """Raise an error unless output_dir is new, empty, or the folder of the run to resume.
 
     Args:
-        args: output_dir and resume_from_checkpoint.
-        glue: model, task and data.
         checkpoint: the checkpoint that `find_checkpoint` found.
 
     Raises:

@@ -6,23 +6,14 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
-from transformers import (
-    DataCollatorWithPadding,
-    EvalPrediction,
-    set_seed,
-)
+from transformers import DataCollatorWithPadding, EvalPrediction, set_seed
 from transformers.utils import logging
 
 from hf_cyclprune.glue.arguments import GlueArguments, check_together
 from hf_cyclprune.glue.data import HUB_DATASET, load_task
 from hf_cyclprune.glue.examples import Examples, make_examples
 from hf_cyclprune.glue.metrics import score
-from hf_cyclprune.glue.model import (
-    check_length,
-    load_classifier,
-    load_task_config,
-    load_tokenizer,
-)
+from hf_cyclprune.glue.model import check_length, load_classifier, load_task_config, load_tokenizer
 from hf_cyclprune.glue.output import (
     check_output_dir,
     find_checkpoint,

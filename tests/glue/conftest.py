@@ -1,4 +1,4 @@
-"""A tiny BERT with a tokenizer and a few made-up rows of every task, on disk."""
+"""Fixtures: a tiny BERT with a tokenizer and a few made-up rows of every task, on disk."""
 
 import pytest
 
@@ -23,7 +23,7 @@ def tiny_folder(tmp_path_factory):
 
 @pytest.fixture
 def flags(glue_folder, tiny_folder, tmp_path):
-    """Flags of a short run of a task into tmp_path/out; later ones override."""
+    """Return the flags of a short run of a task into tmp_path/out; `more` flags override them."""
 
     def build(task, *more, model=tiny_folder):
         return [

@@ -11,7 +11,7 @@ from hf_cyclprune.glue.tasks import TASKS
 
 
 def write_task(folder: Path, name: str, splits, columns=None, labels=None, texts=None):
-    """A few rows of a task as parquet."""
+    """Write a few rows of a task as parquet."""
     task = TASKS[name]
     for split in splits:
         rows = {c: texts or [f"{c} of row {i}" for i in range(4)] for c in columns or task.columns}
@@ -95,7 +95,7 @@ def test_an_empty_or_broken_file_is_named(tmp_path):
 
 
 def tokenizer(*texts, truncation, max_length):
-    """One token a word, pairs joined."""
+    """Make one token of every word, and join the texts of a pair."""
     pairs = zip(*texts, strict=True)
     return {"input_ids": [[len(w) for t in p for w in t.split()][:max_length] for p in pairs]}
 

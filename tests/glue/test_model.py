@@ -16,7 +16,7 @@ def arguments(folder, task="mnli", **options):
 
 @pytest.fixture
 def classifier(tmp_path):
-    """Saves a tiny classifier with these labels in this order."""
+    """Save a tiny classifier with these labels in this order."""
 
     def save(labels, dtype=torch.float32, name="classifier"):
         shape = {"hidden_size": 8, "num_hidden_layers": 1, "intermediate_size": 8}
@@ -48,7 +48,7 @@ def test_a_model_keeps_the_order_of_its_own_labels(classifier):
 
 
 def test_the_names_that_predictions_are_shown_with_decide(classifier):
-    """A config may have labels in id2label only, or other ones in label2id."""
+    """A config may name its labels in id2label only, or name other labels in label2id."""
     folder = classifier(["CONTRADICTION", "ENTAILMENT", "NEUTRAL"])
     config = json.loads((folder / "config.json").read_text())
     for label2id in ({"ENTAILMENT": 0, "NEUTRAL": 1, "CONTRADICTION": 2}, None):

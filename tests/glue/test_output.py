@@ -19,7 +19,7 @@ GLUE = GlueArguments("sst2", "somewhere")
 
 @pytest.fixture
 def args(tmp_path):
-    """Training arguments with an output_dir and what to resume."""
+    """Build training arguments with an output_dir and resume_from_checkpoint."""
 
     def build(resume=None, folder=tmp_path, **options):
         options = {"use_cpu": True, "report_to": [], **options}

@@ -22,7 +22,7 @@ TIMES = ("runtime", "per_second", "preparation_time")
 
 
 def results(folder):
-    """all_results.json without what is measured by the clock."""
+    """Read all_results.json without its timings."""
     values = json.loads((folder / "all_results.json").read_text())
     return {k: v for k, v in values.items() if not any(time in k for time in TIMES)}
 
@@ -150,7 +150,7 @@ def test_a_finished_model_is_evaluated_again_with_the_same_result(flags, tmp_pat
 
 
 def turn(source, target, labels):
-    """The same model with its two labels, and the rows of its head, the other way round."""
+    """Save the same model with its two labels, and the rows of its head, in reverse order."""
     model = AutoModelForSequenceClassification.from_pretrained(source)
     with torch.no_grad():
         for parameter in model.classifier.parameters():
@@ -216,7 +216,7 @@ def command(argv):
 
 
 def test_a_killed_run_goes_on_to_the_same_results(flags, tmp_path):
-    """SIGKILL once the first checkpoints are there; the same command with True ends the run."""
+    """The run is killed after its first checkpoint; the same command then ends it."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert main(["glue", *flags("stsb", *RESUMED, "--output_dir", whole)]) == 0
     argv = flags("stsb", *RESUMED, "--output_dir", killed, "--resume_from_checkpoint", "True")
@@ -238,7 +238,7 @@ def test_a_killed_run_goes_on_to_the_same_results(flags, tmp_path):
 
 
 def test_what_a_kill_left_does_not_push_a_good_checkpoint_out(flags, tmp_path):
-    """With save_total_limit 1, the interrupted one has the highest number."""
+    """The interrupted checkpoint has the highest number, so save_total_limit 1 would keep it."""
     argv = flags("sst2", "--save_total_limit", 1, "--resume_from_checkpoint", "True")
     assert main(["glue", *argv]) == 0
     (tmp_path / "out" / "checkpoint-99").mkdir()
@@ -250,7 +250,7 @@ def test_what_a_kill_left_does_not_push_a_good_checkpoint_out(flags, tmp_path):
 
 @pytest.fixture
 def refused(capsys):
-    """Asserts that a command is refused with one line on stderr, and returns the line."""
+    """Assert that a command is refused with one line on stderr, and return the line."""
 
     def run(argv):
         assert main(["glue", *argv]) == 1
