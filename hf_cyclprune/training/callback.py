@@ -163,13 +163,14 @@ def find_callback(callbacks: Iterable[Any]) -> PruningCallback | None:
 
 def with_callback(
     config: PruningConfig | None,
+    /,
     callbacks: Iterable[Any] | None = None,
     args: Args | None = None,
     **_: Any,
 ) -> list[Any]:
     """Return the callbacks of a `PruningTrainer`, with a new one that prunes in front if needed.
 
-    Takes the arguments of `Trainer`, of which two matter.
+    Of the arguments of `Trainer` two matter; the others are ignored.
 
     Raises:
         ValueError: there is a config, and a callback that prunes too.

@@ -62,7 +62,7 @@ class ModelSaver:
 
 
 def _find_fingerprint(folder: Path) -> int | None:
-    """None where something else than a whole model was saved, such as an adapter."""
+    """Return the checksum of a saved model; None for anything else, such as an adapter."""
     try:
         return fingerprint(folder)
     except ValueError:

@@ -79,6 +79,27 @@ def test_hold_resumes_bit_for_bit(kind, sparse, train, tmp_path):
         assert torch.equal(resumed[name], weight), name
 
 
+def test_hold_remembers_its_best_model_over_a_resume(sparse, train, tmp_path):
+    """Every evaluation is worse than the one before."""
+    values = iter(range(100))
+    args = {
+        **dict.fromkeys(("eval_strategy", "save_strategy"), "steps"),
+        **dict.fromkeys(("eval_steps", "save_steps"), 10),
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "value",
+        "greater_is_better": False,
+    }
+    options = {
+        "args": args,
+        "pruning_config": HOLD,
+        "compute_metrics": lambda prediction: {"value": next(values)},
+    }
+    train(PruningTrainer, model=sparse(), **options)
+    checkpoint = str(tmp_path / "out" / "checkpoint-20")
+    resumed = train(PruningTrainer, model=sparse(), resume=checkpoint, **options)
+    assert resumed.state.best_global_step == 10
+
+
 def test_a_dense_model_has_nothing_to_hold(tiny_bert, train):
     with pytest.raises(ValueError, match="no zeros to keep"):
         train(PruningTrainer, model=tiny_bert(), pruning_config=HOLD)

@@ -251,17 +251,17 @@ def test_a_trainer_between_ours_and_transformers_keeps_its_arguments(
     tiny_bert, arguments, examples
 ):
     class Distils(Trainer):
-        def __init__(self, *args, teacher=None, **kwargs):
+        def __init__(self, *args, config=None, **kwargs):
             super().__init__(*args, **kwargs)
-            self.teacher = teacher
+            self.own_config = config
 
     class Both(PruningTrainer, Distils):
         pass
 
     args = TrainingArguments(**arguments(max_steps=8))
-    trainer = Both(tiny_bert(), args, train_dataset=examples, teacher="t", pruning_config=CONFIG)
+    trainer = Both(tiny_bert(), args, train_dataset=examples, config="t", pruning_config=CONFIG)
     trainer.train()
-    assert trainer.teacher == "t"
+    assert trainer.own_config == "t"
     assert trainer.pruner.is_at_target
 
 
