@@ -175,7 +175,7 @@ METHODS: dict[str, Method] = {
         tag="sculpt",
     ),
     "hold": Method(
-        title="the zeros kept that it already had",
+        title="its zeros kept in place",
         formula="the zeros of the model, at every step",
         sentence="The zeros that the model came with stayed zero; none were added.",
         settings={"recompute": "never", "num_cycles": 1, "lr_restarts": False},

@@ -317,7 +317,7 @@ def test_a_run_that_held_its_zeros_has_no_target_and_no_method_to_cite():
     text = make_card(change(config=config, report=report, record={"step": 10}))
     check_structure(text)
     assert "cyclical" not in text.lower()
-    assert "with the zeros kept that it already had: 50.00%" in words_of(text)
+    assert "with its zeros kept in place: 50.00%" in words_of(text)
     assert "Their sparsity is 50.00%. This" in words_of(text)
     assert "PruningConfig(method='hold')\n" in code_of(text)
     assert "Citation" not in headings_of(text)
