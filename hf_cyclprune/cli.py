@@ -160,7 +160,7 @@ def _verify(a: str, b: str) -> None:
     """Compare the weights in two folders bit by bit."""
     difference = verify(a, b)
     if difference is not None:
-        raise ValueError(f"The weights differ: {difference}.")
+        raise ValueError(f"The weights are not the same: {difference}.")
     print("The weights are the same, bit by bit.")
 
 

@@ -367,7 +367,7 @@ def test_the_verb_pack_says_that_another_dtype_changes_the_weights(made, tmp_pat
     assert "The weights were rounded to bfloat16" in capsys.readouterr().out
     assert main(["verify", str(made / "dense"), str(tmp_path / "p")]) == 1
     error = capsys.readouterr().err
-    assert error.startswith("hf-cyclprune: error: The weights differ: '")
+    assert error.startswith("hf-cyclprune: error: The weights are not the same: '")
     assert error.count("\n") == 1
     assert load_packed(tmp_path / "p").dtype == torch.bfloat16
 
