@@ -17,14 +17,28 @@ from hf_cyclprune.demo.model import find_model
 from hf_cyclprune.demo.sentences import make_task
 from hf_cyclprune.methods import Method, Plan
 
-NAMES = [
-    *("cyclical", "gradual", "gradual_restarts", "rising", "one_shot", "iterative"),
-    *("frozen_restarts", "ac_dc", "one_cycle", "pgd", "sculpt", "hold"),
-]
+PAPERS_BY_HAND = {
+    "cyclical": ("Srinivas et al. 2022", "2202.01290"),
+    "gradual": ("Zhu & Gupta 2017", "1710.01878"),
+    "gradual_restarts": ("Kurtic et al. 2022", "2203.07259"),
+    "rising": ("Srinivas et al. 2022", "2202.01290"),
+    "one_shot": ("Han et al. 2015", "1506.02626"),
+    "iterative": ("Han et al. 2015", "1506.02626"),
+    "frozen_restarts": ("Srinivas et al. 2022", "2202.01290"),
+    "ac_dc": ("Peste et al. 2021", "2106.12379"),
+    "one_cycle": ("Hubens et al. 2022", "2107.02086"),
+    "pgd": ("Blumensath & Davies 2009", "0805.0510"),
+    "sculpt": ("Gadhikar et al. 2024", "2406.02773"),
+    "hold": None,
+}
 
 
-def test_the_methods_of_the_literature_are_there():
-    assert list(METHODS) == NAMES
+def test_the_methods_of_the_literature_are_there_with_their_papers():
+    found = {
+        name: None if row.paper is None else (row.paper.short, row.paper.url.rpartition("/")[2])
+        for name, row in METHODS.items()
+    }
+    assert found == PAPERS_BY_HAND
 
 
 @pytest.mark.parametrize("name", METHODS)
