@@ -51,6 +51,17 @@ def test_hold_keeps_the_zeros_where_they_are_and_trains_the_rest(kind, config, s
         assert not torch.signbit(weight[before[name]]).any()
 
 
+def test_zeros_that_are_not_spread_evenly_are_where_they_should_be(sparse, train, recwarn):
+    model = sparse(sparsity=0.8, scope="global")
+    trainer = train(PruningTrainer, model=model, pruning_config=HOLD)
+    assert (
+        len({weight.count_nonzero() / weight.numel() for weight in find_targets(model).values()})
+        > 2
+    )
+    assert trainer.pruner.is_at_target
+    assert not [w for w in recwarn if "Training ended" in str(w.message)]
+
+
 def test_hold_is_a_flag(sparse, train):
     args = {"method": "hold"}
     trainer = train(PruningTrainer, model=sparse(), args=args, args_cls=PruningArguments)
