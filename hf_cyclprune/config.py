@@ -140,12 +140,13 @@ class PruningConfig:
     def _check_nothing_moves_zeros(self) -> None:
         """With zeros that stay where they are, only the choice of weights has a meaning."""
         fixed = ("method", "targets", "ignore", "recompute", "fix_loss_scaling")
+        reason = "recompute='never'" if self.recompute else f"method '{self.method}'"
         for f in dataclasses.fields(PruningConfig):
             value = getattr(self, f.name)
             if f.name not in fixed and value != f.default:
                 raise ValueError(
-                    f"{f.name} must be left out with method '{self.method}', which keeps the zeros "
-                    f"where they are; got {value!r}. Leave it out, or choose another method."
+                    f"{f.name} must be left out with {reason}, which keeps the zeros where they "
+                    f"are; got {value!r}. Leave it out, or choose another one."
                 )
 
     @property

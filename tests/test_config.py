@@ -167,6 +167,11 @@ def test_with_zeros_that_stay_nothing_else_is_chosen(name):
         PruningConfig(method="hold", **{name: values.get(name, 0.5)})
 
 
+def test_the_option_that_keeps_the_zeros_is_named_where_it_was_given():
+    with pytest.raises(ValueError, match=r"^sparsity must be left out with recompute='never', "):
+        PruningConfig(sparsity=0.9, recompute="never")
+
+
 def test_the_sparsity_of_nm_is_exact_whatever_was_rounded():
     assert PruningConfig(pattern="1:3", sparsity=0.667).target_sparsity == 2 / 3
 

@@ -78,12 +78,11 @@ class Pruner:
         self.num_pruned = [0] * len(self.groups)
         if self.schedule.keeps_zeros:
             self.take_zeros()
-        self._zeros_at_start = self.num_pruned
-        if self.schedule.keeps_zeros and not any(self.num_pruned):
-            raise ValueError(
-                "The model has no zeros to keep in its target weights. Load a pruned model, or "
-                "choose a method that prunes and a sparsity."
-            )
+            if not any(self.num_pruned):
+                raise ValueError(
+                    "The model has no zeros to keep in its target weights. Load a pruned model, or "
+                    "choose a method that prunes and a sparsity."
+                )
 
     @property
     def num_weights(self) -> int:
@@ -99,11 +98,10 @@ class Pruner:
     def is_at_target(self) -> bool:
         """Whether every group has as many zeros as the schedule's target asks for.
 
-        A schedule that never recomputes asks for the zeros that were there at the start.
+        A schedule that never recomputes asks for nothing but the zeros that were there.
         """
-        if self.schedule.keeps_zeros:
-            return self.num_pruned == self._zeros_at_start
-        return not self.pending and self.num_pruned == self.demand(self.schedule.sparsity)
+        is_there = not self.pending and self.num_pruned == self.demand(self.schedule.sparsity)
+        return self.schedule.keeps_zeros or is_there
 
     def demand(self, sparsity: float) -> list[int]:
         """Pruned weights of each group at this sparsity."""
