@@ -44,10 +44,7 @@ TASKS: dict[str, GlueTask] = {
         GlueTask("mrpc", _PAIR, ("not_equivalent", "equivalent"), ("accuracy", "f1")),
         GlueTask("stsb", _PAIR, ("score",), ("pearson", "spearmanr")),
         GlueTask(
-            "qqp",
-            ("question1", "question2"),
-            ("not_duplicate", "duplicate"),
-            ("accuracy", "f1"),
+            "qqp", ("question1", "question2"), ("not_duplicate", "duplicate"), ("accuracy", "f1")
         ),
         GlueTask(
             "mnli",

@@ -9,15 +9,14 @@ import math
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from hf_cyclprune.packing.entropy import MAX_RATIO, Bytes, code_exponents, decode_exponents
-from hf_cyclprune.packing.errors import PackedError, check
+from hf_cyclprune.packing.errors import PackedError, check, explained
 from hf_cyclprune.packing.positions import (
     ALL,
     BITMASK,
@@ -35,6 +34,8 @@ _HEAD = struct.Struct("<4sBBBBI")
 _CODES = {torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
 _DTYPES = {code: dtype for dtype, code in _CODES.items()}
 _MAX_DIMENSIONS = 8
+_PROBLEM = "The packed weight '{}' is damaged or belongs to another model"
+_FAULTS = (PackedError, struct.error, zlib.error)
 
 
 def encode(tensor: Tensor) -> Bytes | None:
@@ -51,7 +52,9 @@ def encode(tensor: Tensor) -> Bytes | None:
     """
     if tensor.dtype not in _CODES or tensor.ndim > _MAX_DIMENSIONS:
         return None
-    values = _to_bits(tensor)
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    signed = flat.view(torch.int32 if flat.itemsize == 4 else torch.int16)
+    values = signed.numpy().view(f"u{flat.itemsize}")
     blob = min(_forms(values, tensor), key=len, default=None)
     if blob is None or len(blob) >= values.nbytes:
         return None
@@ -81,14 +84,7 @@ def _assemble(tensor: Tensor, form: int, positions: bytes, kept: Bits) -> bytear
     return bytearray().join((head, positions, coded, rest))
 
 
-def _to_bits(tensor: Tensor) -> Bits:
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    signed = flat.view(torch.int32 if flat.itemsize == 4 else torch.int16)
-    return signed.numpy().view(f"u{flat.itemsize}")
-
-
-@dataclass(frozen=True)
-class Head:
+class Head(NamedTuple):
     """The header of a blob, and the sections that follow it."""
 
     dtype: torch.dtype
@@ -105,7 +101,7 @@ def read_head(
 ) -> Head:
     """Return the checked header of a blob; the arguments and errors are those of `decode`."""
     assert shape is not None or max_size is not None, "or a false header could ask for any memory"
-    with _named(name):
+    with explained(_PROBLEM.format(name), *_FAULTS):
         head = _parse(memoryview(np.ascontiguousarray(blob).data))
         its_shape = f"its shape is {head.shape}"
         if shape is not None:
@@ -131,25 +127,13 @@ def decode(
         PackedError: The blob is damaged, or has another shape or more elements.
     """
     head = read_head(blob, name, shape, max_size)
-    with _named(name):
+    with explained(_PROBLEM.format(name), *_FAULTS):
         exponents = decode_exponents(head.exponents, head.num_kept)
         values = np.zeros(math.prod(head.shape), f"u{head.dtype.itemsize}")
         places = read_positions(head.form, head.positions, head.num_kept, values.size)
         place(exponents, head.rest, places, values)
     signed = torch.from_numpy(values.view(f"i{head.dtype.itemsize}"))
     return signed.view(head.dtype).reshape(head.shape)
-
-
-@contextmanager
-def _named(name: str) -> Iterator[None]:
-    """Turn every error of reading a blob into a PackedError with the name of the weight."""
-    try:
-        yield
-    except (PackedError, struct.error, zlib.error) as error:
-        raise PackedError(
-            f"The packed weight '{name}' is damaged or belongs to another model: {error}. "
-            "Download the file again."
-        ) from error
 
 
 def _parse(blob: memoryview) -> Head:

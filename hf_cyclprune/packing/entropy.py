@@ -109,12 +109,9 @@ def decode_exponents(coded: memoryview, size: int) -> Bytes:
 
 
 def _decode_levels(tables: Bytes, streams: Sequence[memoryview], size: int) -> Bytes:
-    """Return the exponents that the first of these levels is about.
+    """Return the `size` exponents that the first of these levels is about.
 
-    Args:
-        tables: The values of each level.  # (L, 3)
-        streams: The streams of the levels and that of the exponents left.  # L + 1 of them
-        size: The number of the exponents.
+    Each of the L levels has a table and a stream; the last stream holds the exponents left.
     """
     if not len(tables):
         return read_stream(streams[0], size, "exponent")

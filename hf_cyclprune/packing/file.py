@@ -8,10 +8,9 @@ import math
 import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from hf_cyclprune.files import whole_file
 from hf_cyclprune.packing.blob import encode
-from hf_cyclprune.packing.errors import PackedError
+from hf_cyclprune.packing.errors import PackedError, explained
 
 FORMAT_VERSION = 1
 SUFFIX = ".packed"
@@ -47,8 +46,7 @@ _DTYPE_NAMES = {  # in the order of safetensors, which writes the last ones firs
 _ORDER = {dtype: place for place, dtype in enumerate(_DTYPE_NAMES)}
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """A tensor to be written: what the header says about it, and how to get it."""
 
     name: str
@@ -79,10 +77,7 @@ def write_file(path: Path, entries: Iterable[Entry], metadata: dict[str, str]) -
 
 
 def pack_file(source: Path, target: Path, dtype: torch.dtype | None) -> list[str]:
-    """Write a safetensors file with the weights of `source` packed, in another dtype if not None.
-
-    Returns:
-        The names in the new file.
+    """Pack the weights of `source`, in another dtype if not None; return the names in `target`.
 
     Raises:
         ValueError: A tensor has a name or a dtype that a packed file cannot hold.
@@ -194,10 +189,8 @@ def check_file(path: Path) -> dict[str, Tensor]:
 
 
 def _get_tensor(file: Any, path: Path, name: str) -> Tensor:
-    try:
+    with explained(f"'{name}' cannot be read from {path}", SafetensorError):
         tensor: Tensor = file.get_tensor(name)
-    except SafetensorError as error:
-        raise PackedError(f"'{name}' cannot be read from {path}: {error}.") from error
     return tensor
 
 
@@ -219,9 +212,5 @@ def _read_checksums(path: Path, metadata: dict[str, str]) -> dict[str, int]:
 
 
 def _opened(path: Path) -> Any:
-    try:
+    with explained(f"{path} cannot be read as a safetensors file", SafetensorError, OSError):
         return safe_open(path, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise PackedError(
-            f"{path} cannot be read as a safetensors file: {error}. Download the file again."
-        ) from error

@@ -17,7 +17,7 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_cyclprune.files import STATE_NAME, write_json
-from hf_cyclprune.packing.errors import PackedError
+from hf_cyclprune.packing.errors import explained
 from hf_cyclprune.packing.file import (
     SUFFIX,
     list_names,
@@ -43,17 +43,15 @@ PICKLES = (
     *(".h5", ".msgpack"),
 )
 """Endings of files that may hold code, and of other weights than those in safetensors."""
+_STEM = PACKED.removesuffix(".safetensors")
 
 
 def pack(source: str | Path, target: str | Path, dtype: torch.dtype | None = None) -> None:
-    """Pack the model in the folder `source` into the folder `target`.
+    """Pack the model in the folder `source`, saved as safetensors, into a new or empty `target`.
 
-    One tensor at a time is in memory. Other files are copied, except pickles and folders.
-
-    Args:
-        source: A folder with config.json and safetensors.
-        target: A new or empty folder; if packing fails, it stays as it is.
-        dtype: Convert floating-point tensors first, which changes the weights; None keeps them.
+    Other files are copied, except pickles and folders. If packing fails, `target` stays as it is.
+    A `dtype` changes the weights: all floating-point tensors are converted to it first. One tensor
+    at a time is in memory.
 
     Raises:
         ValueError: `source` holds no model that transformers knows, or one that is packed or
@@ -68,7 +66,8 @@ def pack(source: str | Path, target: str | Path, dtype: torch.dtype | None = Non
     with _new_folder(target) as folder:
         places: dict[str, str] = {}
         for number, file in enumerate(files, start=1):
-            name = _shard_name(number, len(files))
+            shard = f"{_STEM}-{number:05d}-of-{len(files):05d}.safetensors"
+            name = shard if len(files) > 1 else PACKED
             places |= dict.fromkeys(pack_file(file, folder / name, dtype), name)
         weights = PACKED
         if len(files) > 1:
@@ -117,7 +116,7 @@ def unpack(source: str | Path, target: str | Path) -> None:
     with _new_folder(target) as folder:
         places: dict[str, str] = {}
         for file, names in weights.by_file().items():
-            name = file.replace(PACKED.removesuffix(".safetensors"), "model", 1)
+            name = file.replace(_STEM, "model", 1)
             write_file(folder / name, map(weights.entry, names), read_metadata(source / file))
             places |= dict.fromkeys(names, name)
         if len(weights.by_file()) > 1:
@@ -139,32 +138,19 @@ def load_packed(folder: str | Path, **options: Any) -> PreTrainedModel:
     config = read_model_config(folder)
     del config.quantization_config
     state_dict = {name: weights.read(name) for name in weights.names}
-    try:
+    problem = f"{folder} does not hold the weights of the model in its config.json"
+    with explained(problem, RuntimeError, what="folder"):
         model: PreTrainedModel = model_class(config).from_pretrained(
             None, config=config, state_dict=state_dict, **options, **NO_CODE
         )
-    except RuntimeError as error:
-        raise PackedError(
-            f"{folder} does not hold the weights of the model in its config.json: {error}. "
-            "Download the folder again."
-        ) from error
     return model
 
 
 def _find_dtype(files: list[Path]) -> str | None:
     """Return the dtype of the first floating-point tensor, which from_pretrained would take."""
-    for file in files:
-        for name in list_names(file):
-            tensor = read_tensor(file, name)
-            if tensor.is_floating_point():
-                return str(tensor.dtype).removeprefix("torch.")
-    return None
-
-
-def _shard_name(number: int, total: int) -> str:
-    if total == 1:
-        return PACKED
-    return f"{PACKED.removesuffix('.safetensors')}-{number:05d}-of-{total:05d}.safetensors"
+    tensors = (read_tensor(file, name) for file in files for name in list_names(file))
+    dtypes = (tensor.dtype for tensor in tensors if tensor.is_floating_point())
+    return next((str(dtype).removeprefix("torch.") for dtype in dtypes), None)
 
 
 def _copy_others(source: Path, folder: Path, weights: list[Path]) -> None:

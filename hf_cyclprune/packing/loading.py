@@ -64,10 +64,7 @@ class PackedQuantizer(HfQuantizer):
     def is_trainable(self) -> bool:
         return True
 
-    # transformers calls one of these two before it looks for files: 5.0 the first, 5.23 the second.
-
-    def update_tp_plan(self, config: PretrainedConfig) -> PretrainedConfig:
-        return self.update_attn_implementation(config)
+    # transformers calls it before it looks for files, under one of two names: 5.0 update_tp_plan.
 
     def update_attn_implementation(self, config: PretrainedConfig) -> PretrainedConfig:
         config.transformers_weights = self.manifest.weights
@@ -75,17 +72,17 @@ class PackedQuantizer(HfQuantizer):
             config.dtype = getattr(torch, self.manifest.dtype)
         return config
 
+    update_tp_plan = update_attn_implementation
+
     def _process_model_before_weight_loading(
         self, model: PreTrainedModel, checkpoint_files: Iterable[str] | None = None, **kwargs: Any
     ) -> PreTrainedModel:
-        files = [check_file(Path(file)) for file in checkpoint_files or []]
-        stored = [(name, tensor) for tensors in files for name, tensor in tensors.items()]
+        files = map(check_file, map(Path, checkpoint_files or []))
+        stored = [item for tensors in files for item in tensors.items()]
         names = [name.removesuffix(SUFFIX) for name, _ in stored]
         self.manifest.check_names("The folder of the model", names)
         blobs = {
-            name.removesuffix(SUFFIX): tensor.numpy()
-            for name, tensor in stored
-            if name.endswith(SUFFIX)
+            name.removesuffix(SUFFIX): t.numpy() for name, t in stored if name.endswith(SUFFIX)
         }
         empty = _tensors(model)
         self.decoder = _Decoder(blobs, sum(tensor.numel() for _, tensor in empty))
@@ -97,9 +94,7 @@ class PackedQuantizer(HfQuantizer):
         leaves = sorted({name.rpartition(".")[2] for name in self.manifest.tensors})
         return [
             WeightConverter(
-                source_patterns=[leaf + SUFFIX],
-                target_patterns=[leaf],
-                operations=[Unpack(self)],
+                source_patterns=[leaf + SUFFIX], target_patterns=[leaf], operations=[Unpack(self)]
             )
             for leaf in leaves
         ]

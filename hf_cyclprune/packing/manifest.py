@@ -2,9 +2,8 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeGuard
 
 from hf_cyclprune.files import read_json, write_json
 from hf_cyclprune.packing.errors import PackedError
@@ -18,8 +17,7 @@ CONFIG = "config.json"
 _DTYPES = (None, "float32", "bfloat16", "float16", "float64")
 
 
-@dataclass(frozen=True)
-class Manifest:
+class Manifest(NamedTuple):
     """The entry "quantization_config", by which from_pretrained recognizes a packed model."""
 
     weights: str
@@ -46,7 +44,7 @@ class Manifest:
         Raises:
             PackedError: It is missing, damaged or of a newer version.
         """
-        if not isinstance(values, Mapping) or values.get("quant_method") != QUANT_METHOD:
+        if not is_packed(values):
             raise PackedError(f"The model in {folder} is not packed. Pack it first.")
         if values.get("version") != VERSION:
             raise PackedError(
@@ -75,6 +73,11 @@ class Manifest:
             )
 
 
+def is_packed(entry: object) -> TypeGuard[Mapping[str, Any]]:
+    """Return whether an entry "quantization_config" is that of a packed model."""
+    return isinstance(entry, Mapping) and entry.get("quant_method") == QUANT_METHOD
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """Return the content of config.json.
 
@@ -88,11 +91,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def list_files(folder: Path, weights: str) -> list[Path]:
-    """Return the safetensors files of a model.
-
-    Args:
-        folder: The folder with the model.
-        weights: The name of the file with the weights, or of the index of its shards.
+    """Return the safetensors files of a model, by the name of the only one or of their index.
 
     Raises:
         PackedError: The index is missing or damaged.

@@ -13,21 +13,8 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedMode
 
 from hf_cyclprune.packing.blob import Head, decode, read_head
 from hf_cyclprune.packing.entropy import Bytes
-from hf_cyclprune.packing.file import (
-    SUFFIX,
-    Entry,
-    check_file,
-    list_names,
-    read_tensor,
-    to_bytes,
-)
-from hf_cyclprune.packing.manifest import (
-    QUANT_METHOD,
-    Manifest,
-    dense_files,
-    list_files,
-    read_config,
-)
+from hf_cyclprune.packing.file import SUFFIX, Entry, check_file, list_names, read_tensor, to_bytes
+from hf_cyclprune.packing.manifest import Manifest, dense_files, is_packed, list_files, read_config
 
 NO_CODE: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
 """Options of every from_pretrained of a folder: no code from it runs, and nothing is asked."""
@@ -95,28 +82,20 @@ class PackedWeights:
         return None if path is None else read_tensor(path, name + SUFFIX).numpy()
 
 
-def open_weights(folder: str | Path) -> DenseWeights | PackedWeights:
-    """Return the weights in a folder.
-
-    Raises:
-        ValueError: It holds no model, or a damaged one.
-    """
-    folder = Path(folder)
+def _open_weights(folder: Path) -> DenseWeights | PackedWeights:
     entry = read_config(folder).get("quantization_config")
-    is_packed = isinstance(entry, dict) and entry.get("quant_method") == QUANT_METHOD
-    return PackedWeights(folder) if is_packed else DenseWeights(folder)
+    return PackedWeights(folder) if is_packed(entry) else DenseWeights(folder)
 
 
 def verify(a: str | Path, b: str | Path) -> str | None:
-    """Describe the first difference between the weights in two folders, dense or packed.
+    """Describe in one line how the weights in two folders, dense or packed, first differ.
 
-    Returns:
-        One line, or None if all tensors are the same bit by bit.
+    The description is None if all tensors are the same bit by bit.
 
     Raises:
         ValueError: A folder holds no model, or a damaged one.
     """
-    first, second = open_weights(a), open_weights(b)
+    first, second = _open_weights(Path(a)), _open_weights(Path(b))
     for name in sorted(first.names ^ second.names):
         return f"'{name}' is only in {a if name in first.names else b}"
     for name in sorted(first.names):
