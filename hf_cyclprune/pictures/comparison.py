@@ -3,9 +3,9 @@
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from math import sqrt
 from statistics import mean, stdev
+from typing import NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -13,10 +13,10 @@ from matplotlib.ticker import MaxNLocator
 
 from hf_cyclprune.pictures.curves import (
     choose_curve,
-    counted,
     label_sparsity,
     label_steps,
     last_step,
+    logged,
     metric_label,
     planned,
 )
@@ -31,8 +31,7 @@ _MOST_MARKS = 7  # on one curve
 Points = tuple[Sequence[float], Sequence[float]]
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """One run, or several whose names differ in the seed only."""
 
     name: str
@@ -77,7 +76,7 @@ def draw_comparison(runs: Sequence[Run]) -> Figure:
     if not all(run.is_dense for run in runs):
         panels.append(("sparsity (%)", _sparsity_curve))
     if any(run.points(curve) for run in runs):
-        panels.append((metric_label(curve), lambda run: _logged_curve(run, curve)))
+        panels.append((metric_label(curve), lambda run: (logged(run, curve),) * 2))
     styles = looks(len(rows))
     heights = 0.26 * len(rows) + 0.7, 1.55 * len(panels) + 0.4 * bool(panels)
     with drawing():
@@ -138,7 +137,9 @@ def _draw_rows(axes: Axes, rows: Sequence[Row], styles: Sequence[Look], metric: 
         _write_columns(axes, y, row.sparsity_text, row.value_text)
     label = metric_label(metric) if metric is not None else ""
     _write_columns(axes, -0.95, "sparsity", label)
-    axes.set_yticks(range(len(rows)), [_shortened(row.name) for row in rows])
+    # The names of runs differ most at the end.
+    names = [r.name if len(r.name) <= _LONGEST else f"…{r.name[1 - _LONGEST :]}" for r in rows]
+    axes.set_yticks(range(len(rows)), names)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
@@ -162,14 +163,9 @@ def _write_columns(axes: Axes, y: float, sparsity: str, value: str) -> None:
         )  # fmt: skip
 
 
-def _shortened(name: str) -> str:
-    """Return the end of a long name, where the names of runs differ most."""
-    return name if len(name) <= _LONGEST else f"…{name[1 - _LONGEST :]}"
-
-
 def _sparsity_curve(run: Run) -> tuple[Points, Points]:
     """Return the planned line, up to the last step that is known, and the counted marks."""
-    marks = counted(run)
+    marks = logged(run, "sparsity", 100)
     if run.schedule is not None:
         steps, values = planned(run.schedule)
         end = bisect_right(steps, max(marks[0], default=run.schedule.total_steps))
@@ -178,12 +174,6 @@ def _sparsity_curve(run: Run) -> tuple[Points, Points]:
         ends = [0, last_step(run)], [0.0, 0.0]
         return ends, ends
     return marks, marks
-
-
-def _logged_curve(run: Run, name: str) -> tuple[Points, Points]:
-    points = run.points(name)
-    both = [t for t, _ in points], [value for _, value in points]
-    return both, both
 
 
 def _draw_curves(axes: Axes, curves: Sequence[tuple[Points, Points]], look: Look) -> None:

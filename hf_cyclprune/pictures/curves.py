@@ -23,7 +23,13 @@ def draw_schedule(run: Run) -> Figure | None:
     schedule is below its target are hollow, since the model was denser than the one that is saved.
     A run without evaluations shows its training loss instead.
     """
-    panels = _panels(run)
+    panels: list[tuple[float, Callable[[Axes, Run], None]]] = []  # heights in inches
+    if run.schedule is not None or run.points("sparsity"):
+        panels.append((1.7, _draw_sparsity))
+    if run.points(choose_curve([run])):
+        panels.append((1.2, _draw_curve))
+    if run.points("learning_rate"):
+        panels.append((0.8, _draw_learning_rate))
     if not panels:
         return None
     with drawing():
@@ -32,24 +38,13 @@ def draw_schedule(run: Run) -> Figure | None:
         grid = figure.subplots(len(panels), sharex=True, squeeze=False, height_ratios=heights)[:, 0]
         for axes, (_, draw) in zip(grid, panels, strict=True):
             draw(axes, run)
-            _mark_edges(axes, run.schedule)
+            for edge in run.schedule.edges[1:-1] if run.schedule is not None else ():
+                axes.axvline(edge, color=INK, linewidth=0.6, linestyle=(0, (1, 2)), zorder=0)
         label_steps(grid[-1], last_step(run))
         if run.schedule is not None and run.schedule.num_cycles > 1:
             _name_cycles(grid[0], run.schedule)
         figure.align_ylabels(grid)
     return figure
-
-
-def _panels(run: Run) -> list[tuple[float, Callable[[Axes, Run], None]]]:
-    """Return the height of each panel in inches, and the function that draws it."""
-    panels: list[tuple[float, Callable[[Axes, Run], None]]] = []
-    if run.schedule is not None or run.points("sparsity"):
-        panels.append((1.7, _draw_sparsity))
-    if run.points(choose_curve([run])):
-        panels.append((1.2, _draw_curve))
-    if run.points("learning_rate"):
-        panels.append((0.8, _draw_learning_rate))
-    return panels
 
 
 def choose_curve(runs: Sequence[Run]) -> str:
@@ -81,10 +76,10 @@ def planned(schedule: Schedule) -> tuple[list[int], list[float]]:
     return sorted(steps), [100 * schedule.sparsity_at(t) for t in sorted(steps)]
 
 
-def counted(run: Run) -> tuple[list[int], list[float]]:
-    """Return optimizer steps and the logged sparsity in %."""
-    points = run.points("sparsity")
-    return [t for t, _ in points], [100 * value for _, value in points]
+def logged(run: Run, name: str, scale: float = 1.0) -> tuple[list[int], list[float]]:
+    """Return the optimizer steps at which a value was logged, and the values times `scale`."""
+    points = run.points(name)
+    return [t for t, _ in points], [scale * value for _, value in points]
 
 
 def label_steps(axes: Axes, total_steps: int) -> None:
@@ -105,7 +100,7 @@ def label_sparsity(axes: Axes) -> None:
 def _draw_sparsity(axes: Axes, run: Run) -> None:
     if run.schedule is not None:
         axes.plot(*planned(run.schedule), color=BLUE, linewidth=0.9, label="planned")
-    steps, values = counted(run)
+    steps, values = logged(run, "sparsity", 100)  # in %
     if steps:
         axes.plot(steps, values, "o", color=VERMILLION, label="counted", clip_on=False)
         _name_last(axes, steps[-1], values[-1], f"{values[-1]:.1f} %")
@@ -120,10 +115,8 @@ def _draw_curve(axes: Axes, run: Run) -> None:
     axes.plot(*zip(*points, strict=True), color=GREEN, linewidth=0.8, zorder=1)
     has_evaluations = name != "loss"
     is_filled = [not has_evaluations or _is_at_target(run, t) for t, _ in points]
-    for fill, wanted, label in (
-        (GREEN, True, "evaluated at the target sparsity"),
-        ("none", False, "below it"),
-    ):
+    kinds = {True: (GREEN, "evaluated at the target sparsity"), False: ("none", "below it")}
+    for wanted, (fill, label) in kinds.items():
         chosen = [p for p, filled in zip(points, is_filled, strict=True) if filled is wanted]
         if chosen:
             x, y = zip(*chosen, strict=True)
@@ -177,11 +170,6 @@ def _is_at_target(run: Run, t: int) -> bool:
     zeros = dict(run.points("sparsity"))
     at_target = {zeros[step] for step in zeros if planned_at(max(step, 1)) == target}
     return planned_at(max(t, 1)) == target or zeros.get(t) in at_target
-
-
-def _mark_edges(axes: Axes, schedule: Schedule | None) -> None:
-    for edge in schedule.edges[1:-1] if schedule is not None else ():
-        axes.axvline(edge, color=INK, linewidth=0.6, linestyle=(0, (1, 2)), zorder=0)
 
 
 def _name_cycles(axes: Axes, schedule: Schedule) -> None:

@@ -23,15 +23,10 @@ from hf_cyclprune.reporting.folder import distinct_names, read_run
 
 
 def save_pictures(folder: str | Path, out: str | Path, *, dpi: float = DPI) -> dict[str, Path]:
-    """Write schedule.png, density.png and recovery.png of a run; return name -> path.
+    """Write schedule.png, density.png and recovery.png of a run into `out`; return name -> path.
 
     A picture for which the run has nothing is left out: density needs a sparsity report, recovery
-    two finished cycles.
-
-    Args:
-        folder: as for `read_run`.
-        out: where to write; made if it is not there.
-        dpi: pixels per inch; pictures are 7 inches wide, made for 700 px of a page.
+    two finished cycles. Pictures are 7 inches wide, with `dpi` pixels per inch.
 
     Raises:
         ValueError: the folder holds no run.

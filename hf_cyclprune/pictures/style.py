@@ -42,7 +42,6 @@ _STYLE: dict[Any, Any] = {
     "axes.formatter.useoffset": False,
     "font.family": ["DejaVu Sans"],
     "font.size": 9.0,
-    "axes.titlesize": 9.0,
     "legend.fontsize": SMALL,
     "legend.frameon": False,
     "legend.labelcolor": INK,
@@ -89,12 +88,8 @@ def new_figure(height: float) -> Figure:
 
 
 def write_picture(figure: Figure, path: Path, dpi: float = DPI) -> Path:
-    """Write the figure as a PNG file, whole or not at all; return `path`.
-
-    The same figure gives the same bytes.
-    """
-    # Without the entry that names the version of matplotlib; a date is not written.
-    options: dict[str, Any] = {"format": "png", "dpi": dpi, "metadata": {"Software": None}}
+    """Write the figure as a whole PNG file, with the same bytes every time; return `path`."""
     with drawing(), whole_file(path) as unfinished, unfinished.open("wb") as file:
-        figure.savefig(file, **options)
+        # Without the entry that names the version of matplotlib; a date is not written.
+        figure.savefig(file, format="png", dpi=dpi, metadata={"Software": None})
     return path
