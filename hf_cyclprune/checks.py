@@ -47,11 +47,10 @@ def check_flag(argument: str, value: object) -> None:
 
 def check_known(argument: str, value: object, known: Collection[str]) -> None:
     """Raise a ValueError that suggests the nearest name unless `value` is in `known`."""
-    if isinstance(value, str) and value in known:
-        return
-    near = nearest_name(str(value), known)
-    hint = f"Did you mean '{near}'?" if near else "Choose one of them."
-    raise ValueError(f"{argument} must be one of {', '.join(known)}; got {value!r}. {hint}")
+    if not isinstance(value, str) or value not in known:
+        near = nearest_name(str(value), known)
+        hint = f"Did you mean '{near}'?" if near else "Choose one of them."
+        raise ValueError(f"{argument} must be one of {', '.join(known)}; got {value!r}. {hint}")
 
 
 def nearest_name(name: str, known: Iterable[str]) -> str | None:

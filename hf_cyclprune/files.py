@@ -40,11 +40,7 @@ def write_json(path: Path, values: Any, *, indent: int = 2, sort_keys: bool = Fa
 
 
 def read_json(path: Path, remedy: str = "Write it again, or delete it.") -> dict[str, Any]:
-    """The JSON object in a file.
-
-    Args:
-        path: the file.
-        remedy: the last sentence of the error.
+    """Return the JSON object in a file; `remedy` is the last sentence of every error.
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -1,12 +1,11 @@
 """The papers that the methods come from, as the card and the README cite them: see papers.bib."""
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class Paper:
+class Paper(NamedTuple):
     """One entry of a BibTeX file, of a paper that is on arXiv."""
 
     bibtex: str
@@ -37,11 +36,6 @@ class Paper:
         return str(value)
 
 
-def _read() -> dict[str, Paper]:
-    text = Path(__file__).with_suffix(".bib").read_text(encoding="utf-8")
-    papers = map(Paper, text.strip().split("\n\n"))
-    return {paper.key: paper for paper in papers}
-
-
-PAPERS = _read()
+_ENTRIES = Path(__file__).with_suffix(".bib").read_text(encoding="utf-8").strip().split("\n\n")
+PAPERS = {paper.key: paper for paper in map(Paper, _ENTRIES)}
 """The entries of papers.bib under their keys."""

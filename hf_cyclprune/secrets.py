@@ -23,11 +23,10 @@ class Secret(str):
     def __reduce_ex__(self, protocol: object) -> tuple[type[None], tuple[()]]:
         return type(None), ()
 
-    def __copy__(self) -> "Secret":
+    def __deepcopy__(self, memo: object = None) -> "Secret":
         return self
 
-    def __deepcopy__(self, memo: object) -> "Secret":
-        return self
+    __copy__ = __deepcopy__
 
 
 def hide_token(args: Any) -> None:
@@ -37,11 +36,7 @@ def hide_token(args: Any) -> None:
 
 
 def redact(arguments: list[str], token: str | None = None) -> list[str]:
-    """Return a command line in which every token is replaced by "<token>".
-
-    Args:
-        arguments: the words of the command line.
-        token: a known token, which is replaced wherever it occurs.
+    """Return a command line with "<token>" for every token, and wherever the known `token` occurs.
 
     >>> redact(["glue", "--hub_token", "hf_x", "--hub-token=hf_x", "--seed", "1", "hf_abcdefghij"])
     ['glue', '--hub_token', '<token>', '--hub-token=<token>', '--seed', '1', '<token>']
