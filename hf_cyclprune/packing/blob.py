@@ -117,11 +117,8 @@ def decode(
 ) -> Tensor:
     """Return the tensor in a blob, on the CPU.
 
-    Args:
-        blob: What `encode` returned.  # (bytes,) uint8
-        name: The name of the weight, for errors.
-        shape: The shape that the model expects.
-        max_size: The most elements that it may have, where the shape is not known.
+    Errors call the weight by its `name`. The model expects the `shape`; where that is not known,
+    `max_size` is the most elements that the tensor may have.
 
     Raises:
         PackedError: The blob is damaged, or has another shape or more elements.

@@ -159,6 +159,13 @@ def read_tensor(path: Path, name: str) -> Tensor:
         return _get_tensor(file, path, name)
 
 
+def find_dtype(files: Iterable[Path]) -> str | None:
+    """Return the dtype of the first floating-point tensor, which from_pretrained would take."""
+    tensors = (read_tensor(file, name) for file in files for name in list_names(file))
+    dtypes = (tensor.dtype for tensor in tensors if tensor.is_floating_point())
+    return next((str(dtype).removeprefix("torch.") for dtype in dtypes), None)
+
+
 def check_file(path: Path) -> dict[str, Tensor]:
     """Check a packed file, and return its tensors under their names there.
 

@@ -18,14 +18,7 @@ from transformers import PreTrainedModel
 
 from hf_cyclprune.files import STATE_NAME, write_json
 from hf_cyclprune.packing.errors import explained
-from hf_cyclprune.packing.file import (
-    SUFFIX,
-    list_names,
-    pack_file,
-    read_metadata,
-    read_tensor,
-    write_file,
-)
+from hf_cyclprune.packing.file import SUFFIX, find_dtype, pack_file, read_metadata, write_file
 from hf_cyclprune.packing.manifest import (
     CONFIG,
     DENSE,
@@ -73,14 +66,11 @@ def pack(source: str | Path, target: str | Path, dtype: torch.dtype | None = Non
         if len(files) > 1:
             weights = PACKED + INDEX
             write_index(folder / weights, source / (DENSE + INDEX), places)
+        saved_as = find_dtype(files) if dtype is None else str(dtype).removeprefix("torch.")
         if dtype is not None:
-            config["dtype"] = str(dtype).removeprefix("torch.")
-        manifest = Manifest(
-            weights,
-            tuple(name.removesuffix(SUFFIX) for name in places),
-            _find_dtype(files) if dtype is None else config["dtype"],
-        )
-        config["quantization_config"] = manifest.to_dict()
+            config["dtype"] = saved_as
+        names = tuple(name.removesuffix(SUFFIX) for name in places)
+        config["quantization_config"] = Manifest(weights, names, saved_as).to_dict()
         write_json(folder / CONFIG, config, sort_keys=True)
         _copy_others(source, folder, files)
 
@@ -144,13 +134,6 @@ def load_packed(folder: str | Path, **options: Any) -> PreTrainedModel:
             None, config=config, state_dict=state_dict, **options, **NO_CODE
         )
     return model
-
-
-def _find_dtype(files: list[Path]) -> str | None:
-    """Return the dtype of the first floating-point tensor, which from_pretrained would take."""
-    tensors = (read_tensor(file, name) for file in files for name in list_names(file))
-    dtypes = (tensor.dtype for tensor in tensors if tensor.is_floating_point())
-    return next((str(dtype).removeprefix("torch.") for dtype in dtypes), None)
 
 
 def _copy_others(source: Path, folder: Path, weights: list[Path]) -> None:

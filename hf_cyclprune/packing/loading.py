@@ -49,6 +49,8 @@ class PackedQuantizer(HfQuantizer):
         PackedError: The packed model is damaged; the error names the file or the tensor.
     """
 
+    is_trainable = True
+
     def __init__(self, quantization_config: PackedConfig, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
         self.manifest = quantization_config.manifest
@@ -60,11 +62,7 @@ class PackedQuantizer(HfQuantizer):
     def is_serializable(self, *args: Any, **kwargs: Any) -> bool:
         return True
 
-    @property
-    def is_trainable(self) -> bool:
-        return True
-
-    # transformers calls it before it looks for files, under one of two names: 5.0 update_tp_plan.
+    # transformers calls this before it looks for files, and 5.0 calls it update_tp_plan
 
     def update_attn_implementation(self, config: PretrainedConfig) -> PretrainedConfig:
         config.transformers_weights = self.manifest.weights
