@@ -148,9 +148,8 @@ def _draw_rows(axes: Axes, rows: Sequence[Row], styles: Sequence[Look], metric: 
         axes.spines["bottom"].set_visible(False)
         return
     has_seeds = any(len(row.values) > 1 for row in rows)
-    axes.set_xlabel(
-        label + (" (one mark a seed; bar: mean; ±: its standard error)" if has_seeds else "")
-    )
+    note = " (one mark a seed; bar: mean; ±: its standard error)" if has_seeds else ""
+    axes.set_xlabel(label + note)
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.margins(x=0.08)
 

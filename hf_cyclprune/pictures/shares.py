@@ -148,9 +148,8 @@ def draw_recovery(report: SparsityReport) -> Figure | None:
         axes.set_xlabel("cycle")
         axes.set_xticks(list(places), [str(c.cycle) for c in cycles])
         axes.set_xlim(places[0] - 0.6, places[-1] + 0.6)
-        axes.set_ylim(
-            0, max(1.0, (1.15 if len(cycles) <= _MOST_LEVEL else 1.25) * axes.dataLim.ymax)
-        )
+        room = 1.15 if len(cycles) <= _MOST_LEVEL else 1.25
+        axes.set_ylim(0, max(1.0, room * axes.dataLim.ymax))
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, handlelength=1)
     return figure
 
