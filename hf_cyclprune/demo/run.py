@@ -5,9 +5,9 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +18,6 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     EvalPrediction,
-    PreTrainedTokenizerBase,
     PrinterCallback,
     Trainer,
     TrainerCallback,
@@ -37,10 +36,8 @@ from hf_cyclprune.training.trainer import PruningTrainer
 NUM_LAYERS = 3
 NUM_STEPS = 120
 BATCH_SIZE = 32
-MAX_TOKENS = 24
 NUM_TRAIN = 4000
 NUM_VALIDATION = 1200
-LEARNING_RATE = 4e-4
 PRUNING = PruningConfig(sparsity=0.8, num_cycles=2)
 
 _HEADER = """\
@@ -54,8 +51,7 @@ each row.
                   accuracy            sparsity  seconds"""
 
 
-@dataclass(frozen=True)
-class DemoRow:
+class DemoRow(NamedTuple):
     """One fine-tuned model."""
 
     name: str
@@ -89,15 +85,17 @@ def run_demo(output_dir: str | None = None, num_steps: int = NUM_STEPS) -> list[
         )
     with _quiet(), tempfile.TemporaryDirectory() as temporary:
         folder = find_model()
-        train, validation = make_task(NUM_TRAIN, NUM_VALIDATION)
-        sizes = (len(train), len(validation), NUM_LAYERS, num_steps, BATCH_SIZE)
+        data = make_task(NUM_TRAIN, NUM_VALIDATION)
+        sizes = (*map(len, data), NUM_LAYERS, num_steps, BATCH_SIZE)
         print(_HEADER.format(*sizes), flush=True)
-        runner = _Runner(folder, train, validation, num_steps, temporary)
-        dense, _ = runner.train("dense", None)
-        pruned, trainer = runner.train("cyclical pruning", PRUNING)
+        options = partial(_trainer_options, folder, *data, num_steps, temporary)
+        dense, _ = _train("dense", None, folder, options())
+        pruned, trainer = _train("cyclical pruning", PRUNING, folder, options())
         kept = output_dir or f"{temporary}/pruned"
         trainer.save_model(kept)
-        reloaded = runner.reload("  reloaded", kept)
+        # the saved model is evaluated with nothing but transformers
+        model = AutoModelForSequenceClassification.from_pretrained(kept, dtype=torch.float32)
+        reloaded = _evaluate("  reloaded", Trainer(model=model, **options()), 0.0)
     if (reloaded.accuracy, reloaded.sparsity) != (pruned.accuracy, pruned.sparsity):
         raise RuntimeError(f"The reloaded model differs from the saved one: {reloaded}")
     print(f"\n{trainer.sparsity_report()}")
@@ -120,76 +118,74 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
-@dataclass(frozen=True)
-class _Runner:
-    """Makes the rows, all with the same data and the same training arguments."""
+def _train(
+    name: str, config: PruningConfig | None, folder: Path, options: dict[str, Any]
+) -> tuple[DemoRow, PruningTrainer]:
+    """Fine-tune, evaluate and print."""
+    torch.manual_seed(0)
+    # with dropout so few steps hardly leave chance
+    model = AutoModelForSequenceClassification.from_pretrained(
+        folder,
+        dtype=torch.float32,
+        num_hidden_layers=NUM_LAYERS,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        id2label=dict(enumerate(LABELS)),
+    )
+    trainer = PruningTrainer(model=model, pruning_config=config, **options)
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(_Bar(name, options["args"].max_steps))
+    start = time.perf_counter()
+    trainer.train()
+    return _evaluate(name, trainer, time.perf_counter() - start), trainer
 
-    model_folder: Path
-    training_data: Dataset
-    validation_data: Dataset
-    num_steps: int
-    temporary: str
 
-    def train(self, name: str, config: PruningConfig | None) -> tuple[DemoRow, PruningTrainer]:
-        """Fine-tune, evaluate and print."""
-        torch.manual_seed(0)
-        # with dropout so few steps hardly leave chance
-        model = AutoModelForSequenceClassification.from_pretrained(
-            self.model_folder,
-            dtype=torch.float32,
-            num_hidden_layers=NUM_LAYERS,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-            id2label=dict(enumerate(LABELS)),
+def _evaluate(name: str, trainer: Trainer, seconds: float) -> DemoRow:
+    trainer.remove_callback(PrinterCallback)
+    assert trainer.model is not None
+    accuracy = trainer.evaluate()["eval_accuracy"]
+    row = DemoRow(name, accuracy, SparsityReport.measure(trainer.model).sparsity, seconds)
+    print(row, flush=True)
+    return row
+
+
+def _trainer_options(
+    folder: Path, train: Dataset, validation: Dataset, num_steps: int, temporary: str
+) -> dict[str, Any]:
+    """Return the data and the training arguments, which are the same for every row."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+
+    def collate(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        texts = [row["text"] for row in rows]
+        batch: Any = tokenizer(
+            texts, truncation=True, max_length=24, padding=True, return_tensors="pt"
         )
-        trainer = PruningTrainer(model=model, pruning_config=config, **self._options(name))
-        trainer.remove_callback(PrinterCallback)
-        start = time.perf_counter()
-        trainer.train()
-        return self._evaluate(name, trainer, time.perf_counter() - start), trainer
+        return {**batch, "labels": torch.tensor([row["label"] for row in rows])}
 
-    def reload(self, name: str, folder: str) -> DemoRow:
-        """Evaluate the saved model with nothing but transformers, and print."""
-        model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
-        trainer = Trainer(model=model, **self._options(name))
-        trainer.remove_callback(PrinterCallback)
-        return self._evaluate(name, trainer, 0.0)
-
-    def _evaluate(self, name: str, trainer: Trainer, seconds: float) -> DemoRow:
-        assert trainer.model is not None
-        accuracy = trainer.evaluate()["eval_accuracy"]
-        row = DemoRow(name, accuracy, SparsityReport.measure(trainer.model).sparsity, seconds)
-        print(row, flush=True)
-        return row
-
-    def _options(self, name: str) -> dict[str, Any]:
-        """Return the arguments that every Trainer is made with."""
-        tokenizer = AutoTokenizer.from_pretrained(self.model_folder)
-        args = TrainingArguments(
-            output_dir=f"{self.temporary}/trainer",
-            max_steps=self.num_steps,
-            per_device_train_batch_size=BATCH_SIZE,
-            per_device_eval_batch_size=100,
-            learning_rate=LEARNING_RATE,
-            warmup_steps=0.1,  # of a cycle
-            bf16=has_fast_bf16(),
-            use_cpu=not has_accelerator(),
-            logging_strategy="no",
-            save_strategy="no",
-            disable_tqdm=True,
-            log_level="error",
-            report_to=[],
-            remove_unused_columns=False,
-        )
-        return {
-            "args": args,
-            "train_dataset": self.training_data,
-            "eval_dataset": self.validation_data,
-            "processing_class": tokenizer,
-            "data_collator": lambda rows: _collate(tokenizer, rows),
-            "compute_metrics": _accuracy,
-            "callbacks": [_Bar(name, self.num_steps)],
-        }
+    args = TrainingArguments(
+        output_dir=f"{temporary}/trainer",
+        max_steps=num_steps,
+        per_device_train_batch_size=BATCH_SIZE,
+        per_device_eval_batch_size=100,
+        learning_rate=4e-4,
+        warmup_steps=0.1,  # of a cycle
+        bf16=has_fast_bf16(),
+        use_cpu=not has_accelerator(),
+        logging_strategy="no",
+        save_strategy="no",
+        disable_tqdm=True,
+        log_level="error",
+        report_to=[],
+        remove_unused_columns=False,
+    )
+    return {
+        "args": args,
+        "train_dataset": train,
+        "eval_dataset": validation,
+        "processing_class": tokenizer,
+        "data_collator": collate,
+        "compute_metrics": _accuracy,
+    }
 
 
 class _Bar(TrainerCallback):
@@ -207,17 +203,6 @@ class _Bar(TrainerCallback):
 
     def on_train_end(self, *args: object, **kwargs: object) -> None:
         self.bar.close()
-
-
-def _collate(tokenizer: PreTrainedTokenizerBase, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-    batch: Any = tokenizer(
-        [row["text"] for row in rows],
-        truncation=True,
-        max_length=MAX_TOKENS,
-        padding=True,
-        return_tensors="pt",
-    )
-    return {**batch, "labels": torch.tensor([row["label"] for row in rows])}
 
 
 def _accuracy(prediction: EvalPrediction) -> dict[str, float]:
