@@ -24,33 +24,27 @@ def load_task(
 ) -> dict[str, Dataset]:
     """Load splits with the columns of a task, and with labels except in test sets.
 
-    Args:
-        wanted: some of "train", "validation" and "test". mnli has two validation and two test
-            sets; in a folder a single file `validation` is enough.
-        dataset_dir: folder with TASK/SPLIT.parquet; None loads the Hub's GLUE.
+    `wanted` are some of "train", "validation" and "test". They come from the Hub's GLUE, unless
+    `dataset_dir` is a folder with TASK/SPLIT.parquet. mnli has two validation and two test sets;
+    in a folder a single file `validation` is enough.
 
     Raises:
         ValueError: a file or a column is missing or does not fit the task.
         ConnectionError: the Hub cannot be reached.
     """
     if dataset_dir is None:
-        names = [name for kind in wanted for name in task.splits(kind)]
-        loaded = _load_from_hub(task, cache_dir)
-        splits = {name: loaded[name] for name in names}
+        try:
+            loaded = load_dataset(HUB_DATASET, task.name, cache_dir=cache_dir)
+        except (OSError, DatasetsError) as error:
+            raise ConnectionError(
+                f"{HUB_DATASET} cannot be loaded from the Hub: {error}. Check the network, or pass "
+                "--dataset_dir with a folder that holds the task."
+            ) from error
+        splits = {name: loaded[name] for kind in wanted for name in task.splits(kind)}
     else:
         files = _find_files(task, Path(dataset_dir).expanduser(), wanted)
         splits = {name: _load_file(file, cache_dir) for name, file in files.items()}
     return {name: _select(task, name, split) for name, split in splits.items()}
-
-
-def _load_from_hub(task: GlueTask, cache_dir: str | None) -> Any:
-    try:
-        return load_dataset(HUB_DATASET, task.name, cache_dir=cache_dir)
-    except (OSError, DatasetsError) as error:
-        raise ConnectionError(
-            f"{HUB_DATASET} cannot be loaded from the Hub: {error}. Check the network, or pass "
-            "--dataset_dir with a folder that holds the task."
-        ) from error
 
 
 def _load_file(file: Path, cache_dir: str | None) -> Any:
@@ -94,20 +88,16 @@ def _select(task: GlueTask, split: str, data: Dataset) -> Dataset:
     if not len(data):
         raise ValueError(f"The {split} split of {task.name} has no rows. Add some to its file.")
     for column in task.columns:
-        _check_texts(task, split, column, data)
+        kind, num_nulls = data.features[column], data.data.column(column).null_count
+        if num_nulls or kind not in (Value("string"), Value("large_string")):
+            got = f"{num_nulls} without a value" if num_nulls else str(kind)
+            raise ValueError(
+                f"The column '{column}' of {task.name}/{split} must hold texts; got {got}. Write a "
+                "string in every row."
+            )
     if "label" in wanted:
         _check_labels(task, split, data)
     return data
-
-
-def _check_texts(task: GlueTask, split: str, column: str, data: Dataset) -> None:
-    kind, num_nulls = data.features[column], data.data.column(column).null_count
-    if num_nulls or kind not in (Value("string"), Value("large_string")):
-        got = f"{num_nulls} without a value" if num_nulls else str(kind)
-        raise ValueError(
-            f"The column '{column}' of {task.name}/{split} must hold texts; got {got}. Write a "
-            "string in every row."
-        )
 
 
 def _check_labels(task: GlueTask, split: str, data: Dataset) -> None:
@@ -161,11 +151,9 @@ def tokenize(
     label_ids: Sequence[int] | None = None,
     overwrite_cache: bool = False,
 ) -> Dataset:
-    """Turn texts into token ids, not padded; datasets caches the result.
+    """Turn texts into at most `max_length` token ids, not padded; datasets caches the result.
 
-    Args:
-        max_length: longer examples are cut after this many tokens.
-        label_ids: the model's id for each id in `data`; None keeps the ids.
+    `label_ids` are the model's ids for the label ids in `data`; None keeps those.
     """
 
     def encode(rows: dict[str, list[Any]]) -> dict[str, Any]:

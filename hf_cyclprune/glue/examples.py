@@ -1,7 +1,7 @@
 """The splits of a task as examples for a Trainer: shortened, tokenized and sorted by purpose."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
@@ -14,8 +14,7 @@ _VALIDATION = {"validation": "", "validation_matched": "", "validation_mismatche
 _TEST = {"test": "", "test_matched": "", "test_mismatched": "-mm"}
 
 
-@dataclass(frozen=True)
-class Examples:
+class Examples(NamedTuple):
     """Tokenized examples, not padded; splits that were not loaded are missing."""
 
     train: Dataset | None
@@ -34,8 +33,7 @@ def make_examples(
 ) -> Examples:
     """Tokenize the first examples of each split, as many as the max_*_samples allow.
 
-    Args:
-        ids: label -> id of the model.
+    `ids` are the model's ids of the labels.
     """
 
     def encode(name: str, limit: int | None) -> Dataset:

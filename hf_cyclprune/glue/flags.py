@@ -4,6 +4,7 @@ import dataclasses
 import json
 from argparse import Action, Namespace
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -86,37 +87,26 @@ def parse_flags(argv: Sequence[str]) -> tuple[GlueArguments, PruningArguments]:
 
 def _type_hints() -> dict[str, Any]:
     """Return the type of every flag by its name."""
-    classes: tuple[Any, ...] = (GlueArguments, PruningArguments)
-    return {
-        f.name: get_type_hints(cls)[f.name]
-        for cls in classes
-        for f in dataclasses.fields(cls)
-        if f.init
-    }
+    types = get_type_hints(GlueArguments) | get_type_hints(PruningArguments)
+    fields = (*dataclasses.fields(GlueArguments), *dataclasses.fields(PruningArguments))
+    return {field.name: types[field.name] for field in fields if field.init}
 
 
 def _read_file(path: Path) -> dict[str, Any]:
     """Read names and values from a JSON or YAML file; "null" and "~" are None."""
+    values: Any = None
     if path.suffix == ".json":
         values = read_json(path, 'Write for example {"task_name": "sst2"}.')
     else:
-        values = _read_yaml(path)
-    nothing = ("", "null", "~")
-    return {str(name): None if value in nothing else value for name, value in values.items()}
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    """Read names and values as strings, so that 2:4 and 3e-4 stay as they are written."""
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), yaml.BaseLoader)
-    except (yaml.YAMLError, ValueError):
-        values = None
+        with suppress(yaml.YAMLError, ValueError):  # as strings: 2:4 and 3e-4 stay as written
+            values = yaml.load(path.read_text(encoding="utf-8"), yaml.BaseLoader)
     if not isinstance(values, dict):
         raise ValueError(
             f"FILE must hold names and values as JSON or YAML; got '{path}'. Write for example "
             "task_name: sst2."
         )
-    return values
+    nothing = ("", "null", "~")
+    return {str(name): None if value in nothing else value for name, value in values.items()}
 
 
 def _check_entry(name: str, value: object, hints: dict[str, Any]) -> None:

@@ -32,7 +32,8 @@ def score(task: GlueTask, predictions: ArrayLike, references: ArrayLike) -> dict
     p, r = np.asarray(predictions).reshape(-1), np.asarray(references).reshape(-1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of constant input
-        values = {name: _finite(float(_METRICS[name](p, r))) for name in task.metrics}
+        exact = {name: float(_METRICS[name](p, r)) for name in task.metrics}
+    values = {name: value if math.isfinite(value) else 0.0 for name, value in exact.items()}
     if len(values) > 1:
         values["combined_score"] = float(np.mean(list(values.values())))
     return values
@@ -56,10 +57,6 @@ class GlueMetric(evaluate.Metric):  # type: ignore[misc]
 
     def _compute(self, predictions: ArrayLike, references: ArrayLike) -> dict[str, float]:
         return score(TASKS[self.config_name], predictions, references)
-
-
-def _finite(value: float) -> float:
-    return value if math.isfinite(value) else 0.0
 
 
 _METRICS: dict[str, Callable[[NDArray[Any], NDArray[Any]], float]] = {

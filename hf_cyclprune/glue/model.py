@@ -111,8 +111,7 @@ def load_classifier(glue: GlueArguments, config: PretrainedConfig) -> PreTrained
 def _load(cls: Any, argument: str, glue: GlueArguments, **options: Any) -> Any:
     """Load with a class of transformers and explain what fails in one line."""
     name = str(getattr(glue, argument))
-    if name.startswith("~"):
-        name = str(Path(name).expanduser())
+    name = str(Path(name).expanduser()) if name.startswith("~") else name
     rule = f"{argument} must be a folder with a model or the name of one on the Hub"
     is_path = name.startswith((".", "/")) or Path(name).is_dir()
     if is_path and not list(Path(name).glob("*config.json")):

@@ -24,10 +24,7 @@ _RESULTS = ("config.json", "all_results.json")
 
 
 def check_output_dir(args: PruningArguments, glue: GlueArguments, checkpoint: str | None) -> None:
-    """Raise an error unless output_dir is new, empty, or the folder of the run to resume.
-
-    Args:
-        checkpoint: the checkpoint that `find_checkpoint` found.
+    """Raise an error unless output_dir is new, empty, or that of the run with this checkpoint.
 
     Raises:
         ValueError: it holds another run or other files, or the checkpoint belongs to another run.

@@ -1,11 +1,10 @@
 """One GLUE run: arguments -> data -> model -> Trainer -> files with the names of run_glue's."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from torch import Tensor
 from transformers import DataCollatorWithPadding, EvalPrediction, set_seed
 from transformers.utils import logging
 
@@ -82,8 +81,7 @@ def _wanted_splits(args: PruningArguments) -> list[str]:
     return [kind for kind, is_needed in needs.items() if is_needed]
 
 
-@dataclass(frozen=True)
-class _Run:
+class _Run(NamedTuple):
     """A Trainer with its data and the actions of run_glue."""
 
     task: GlueTask
@@ -116,7 +114,9 @@ class _Run:
                 max_length=glue.max_seq_length if glue.pad_to_max_length else None,
                 pad_to_multiple_of=8 if args.fp16 else None,
             ),
-            "preprocess_logits_for_metrics": _first_output,
+            "preprocess_logits_for_metrics": lambda outputs, _: (
+                outputs[0] if isinstance(outputs, tuple) else outputs  # the logits come first
+            ),
             "compute_metrics": lambda prediction: _score(task, ids, prediction),
             "callbacks": [LossTotal()],
         }
@@ -145,9 +145,7 @@ class _Run:
             values = {**self.trainer.evaluate(eval_dataset=data), "eval_samples": len(data)}
             self.trainer.log_metrics(f"eval{suffix}", values)
             metrics |= {
-                name + suffix: value
-                for name, value in values.items()
-                if name.startswith("eval_") or not suffix
+                n + suffix: v for n, v in values.items() if n.startswith("eval_") or not suffix
             }
         metrics |= self._sparsity()
         self.trainer.save_metrics("eval", metrics)
@@ -201,11 +199,6 @@ class _Run:
             trainer.push_to_hub(**about)
         elif trainer.args.do_train:
             trainer.create_model_card(**about)
-
-
-def _first_output(outputs: Tensor | tuple[Tensor, ...], labels: object) -> Tensor:
-    """Return the logits, also if the model returns more than them."""
-    return outputs[0] if isinstance(outputs, tuple) else outputs
 
 
 def _score(task: GlueTask, ids: dict[str, int], prediction: EvalPrediction) -> dict[str, float]:

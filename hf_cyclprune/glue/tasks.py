@@ -1,12 +1,11 @@
 """The nine tasks of GLUE (Wang et al. 2019, https://arxiv.org/abs/1804.07461)."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from hf_cyclprune.checks import check_known
 
 
-@dataclass(frozen=True)
-class GlueTask:
+class GlueTask(NamedTuple):
     """A task: its columns, its labels in the order of their ids, and its metrics."""
 
     name: str

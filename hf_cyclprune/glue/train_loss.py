@@ -40,11 +40,8 @@ class LossTotal(TrainerCallback, ExportableState):
         return float(self.total) / num_steps * (self.num_losses / int(self.num_finite))
 
     def state(self) -> dict[str, Any]:
-        values = {
-            "total": float(self.total),
-            "num_finite": int(self.num_finite),
-            "num_losses": self.num_losses,
-        }
+        total, num_finite = float(self.total), int(self.num_finite)
+        values = {"total": total, "num_finite": num_finite, "num_losses": self.num_losses}
         return {"args": {}, "attributes": values}
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
