@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hf_cyclprune.packing.entropy import MAX_RATIO, Bytes, code_exponents, decode_exponents
-from hf_cyclprune.packing.errors import PackedError, check, explained
+from hf_cyclprune.packing.errors import PackedError, as_packed_error, check
 from hf_cyclprune.packing.positions import (
     ALL,
     BITMASK,
@@ -101,7 +101,7 @@ def read_head(
 ) -> Head:
     """Return the checked header of a blob; the arguments and errors are those of `decode`."""
     assert shape is not None or max_size is not None, "or a false header could ask for any memory"
-    with explained(_PROBLEM.format(name), *_FAULTS):
+    with as_packed_error(_PROBLEM.format(name), *_FAULTS):
         head = _parse(memoryview(np.ascontiguousarray(blob).data))
         its_shape = f"its shape is {head.shape}"
         if shape is not None:
@@ -124,7 +124,7 @@ def decode(
         PackedError: The blob is damaged, or has another shape or more elements.
     """
     head = read_head(blob, name, shape, max_size)
-    with explained(_PROBLEM.format(name), *_FAULTS):
+    with as_packed_error(_PROBLEM.format(name), *_FAULTS):
         exponents = decode_exponents(head.exponents, head.num_kept)
         values = np.zeros(math.prod(head.shape), f"u{head.dtype.itemsize}")
         places = read_positions(head.form, head.positions, head.num_kept, values.size)

@@ -15,7 +15,7 @@ def check(is_right: bool, message: str) -> None:
 
 
 @contextmanager
-def explained(problem: str, *faults: type[Exception], what: str = "file") -> Iterator[None]:
+def as_packed_error(problem: str, *faults: type[Exception], what: str = "file") -> Iterator[None]:
     """Turn each of these exceptions into a PackedError: the problem, the reason and the remedy."""
     try:
         yield

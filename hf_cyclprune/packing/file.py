@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hf_cyclprune.files import whole_file
 from hf_cyclprune.packing.blob import encode
-from hf_cyclprune.packing.errors import PackedError, explained
+from hf_cyclprune.packing.errors import PackedError, as_packed_error
 
 FORMAT_VERSION = 1
 SUFFIX = ".packed"
@@ -196,7 +196,7 @@ def check_file(path: Path) -> dict[str, Tensor]:
 
 
 def _get_tensor(file: Any, path: Path, name: str) -> Tensor:
-    with explained(f"'{name}' cannot be read from {path}", SafetensorError):
+    with as_packed_error(f"'{name}' cannot be read from {path}", SafetensorError):
         tensor: Tensor = file.get_tensor(name)
     return tensor
 
@@ -219,5 +219,5 @@ def _read_checksums(path: Path, metadata: dict[str, str]) -> dict[str, int]:
 
 
 def _opened(path: Path) -> Any:
-    with explained(f"{path} cannot be read as a safetensors file", SafetensorError, OSError):
+    with as_packed_error(f"{path} cannot be read as a safetensors file", SafetensorError, OSError):
         return safe_open(path, framework="pt")

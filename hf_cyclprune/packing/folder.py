@@ -17,7 +17,7 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_cyclprune.files import STATE_NAME, write_json
-from hf_cyclprune.packing.errors import explained
+from hf_cyclprune.packing.errors import as_packed_error
 from hf_cyclprune.packing.file import SUFFIX, find_dtype, pack_file, read_metadata, write_file
 from hf_cyclprune.packing.manifest import (
     CONFIG,
@@ -129,7 +129,7 @@ def load_packed(folder: str | Path, **options: Any) -> PreTrainedModel:
     del config.quantization_config
     state_dict = {name: weights.read(name) for name in weights.names}
     problem = f"{folder} does not hold the weights of the model in its config.json"
-    with explained(problem, RuntimeError, what="folder"):
+    with as_packed_error(problem, RuntimeError, what="folder"):
         model: PreTrainedModel = model_class(config).from_pretrained(
             None, config=config, state_dict=state_dict, **options, **NO_CODE
         )

@@ -63,7 +63,6 @@ class PackedQuantizer(HfQuantizer):
         return True
 
     # transformers calls this before it looks for files, and 5.0 calls it update_tp_plan
-
     def update_attn_implementation(self, config: PretrainedConfig) -> PretrainedConfig:
         config.transformers_weights = self.manifest.weights
         if getattr(config, "dtype", None) is None and self.manifest.dtype is not None:
