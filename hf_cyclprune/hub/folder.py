@@ -7,22 +7,19 @@ from transformers.utils import logging
 
 from hf_cyclprune.card.card import Card
 from hf_cyclprune.config import CONFIG_NAME, load_config
-from hf_cyclprune.hub.page import find_license
 from hf_cyclprune.packing.manifest import dense_files, read_config
 from hf_cyclprune.packing.weights import fingerprint
-from hf_cyclprune.reporting.folder import read_dense_metrics, read_model, read_run, report_model
-from hf_cyclprune.reporting.report import REPORT_NAME, SparsityReport, load_report
+from hf_cyclprune.reporting.folder import read_dense_metrics, read_model, read_run, report_folder
+from hf_cyclprune.reporting.report import REPORT_NAME, load_report
 from hf_cyclprune.reporting.run import RECORD_NAME, RunRecord, load_record
 
 logger = logging.get_logger(__name__)
 
 
 def card_of_folder(folder: str | Path, dense_run: str | Path | None = None) -> Card:
-    """Return the card of the model in a folder, whose zeros are counted now.
+    """Return the card of the model in a run's output_dir, or in one of its checkpoints.
 
-    Args:
-        folder: the output_dir of a run, or one of its checkpoints.
-        dense_run: the output_dir of a dense run of the same task, to compare with.
+    Its zeros are counted now. `dense_run` is the output_dir of a dense run to compare with.
 
     Raises:
         ValueError: the folder holds no model that was pruned here, or a packed one; `dense_run`
@@ -31,10 +28,11 @@ def card_of_folder(folder: str | Path, dense_run: str | Path | None = None) -> C
     folder = Path(folder)
     check_pushable(folder)
     config, model = load_config(folder), read_model(folder)
-    report = report_model(folder, model)
+    report, saved = report_folder(folder, model), load_report(folder)
     record = load_record(folder) or read_run(folder).record
     weights = fingerprint(folder)
-    if not _is_about(record, load_report(folder), report, weights):
+    is_counted = saved is None or saved.num_zeros == report.num_zeros
+    if not is_counted or record.fingerprint not in (None, weights):
         logger.warning(
             f"The weights in '{folder}' are not the ones that its {RECORD_NAME} or {REPORT_NAME} "
             "describes. The card has a new count of their zeros, and leaves out the run."
@@ -51,16 +49,7 @@ def card_of_folder(folder: str | Path, dense_run: str | Path | None = None) -> C
         record=record,
         model_class=type(model).__name__,
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
-        license=find_license(record.base_model),
     )
-
-
-def _is_about(
-    record: RunRecord, saved: SparsityReport | None, counted: SparsityReport, weights: int
-) -> bool:
-    """Return whether a record and a saved report describe weights with this count and checksum."""
-    is_counted = saved is None or saved.num_zeros == counted.num_zeros
-    return is_counted and record.fingerprint in (None, weights)
 
 
 def check_pushable(folder: Path) -> None:

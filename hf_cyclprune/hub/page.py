@@ -41,20 +41,15 @@ _OF_THE_MODEL = (
 """The files that from_pretrained of a model or a tokenizer reads."""
 
 
-def write_card(folder: str | Path, card: Card, weights: str | Path | None = None) -> bool:
+def write_card(folder: Path, card: Card, weights: Path | None = None) -> bool:
     """Write README.md for the files in `folder`; return False if a person wrote the one there.
 
-    Sizes, the packed copy and the pictures are looked up; the rest of the card is the caller's.
-
-    Args:
-        folder: with the pictures and the packed copy, if there are any.
-        card: what else the text may say.
-        weights: the folder with weights and tokenizer, if it is another one.
+    The license, the sizes, the packed copy and the pictures are looked up; the rest of the card is
+    the caller's. `weights` is the folder with weights and tokenizer, if it is another one.
     """
-    folder = Path(folder)
-    model = Path(weights) if weights is not None else folder
+    model = weights or folder
     path = folder / CARD_NAME
-    if path.is_file() and not is_generated(read_card(path)):
+    if is_by_person(path):
         logger.warning(
             f"The {CARD_NAME} of {folder.resolve().name} stays as it is: it was not written by "
             "hf_cyclprune, or its first comment was deleted. Delete the file, here and on the Hub, "
@@ -70,14 +65,15 @@ def write_card(folder: str | Path, card: Card, weights: str | Path | None = None
         packed_bytes=_size((folder / SPARSE).glob("*.safetensors")) if has_packed else None,
         packed_folder=SPARSE if has_packed else None,
         pictures={name: place for name, place in places.items() if (folder / place).is_file()},
+        license=find_license(card.record.base_model),
     )
     write_text(path, make_card(card))
     return True
 
 
-def read_card(path: Path) -> str:
-    """Return the text of a README.md, whatever its encoding is."""
-    return path.read_text(encoding="utf-8", errors="replace")
+def is_by_person(path: Path) -> bool:
+    """Return whether there is a README.md at this path whose text a person wrote."""
+    return path.is_file() and not is_generated(path.read_text(encoding="utf-8", errors="replace"))
 
 
 def is_generated(text: str) -> bool:
@@ -104,15 +100,20 @@ def _weights(folder: Path) -> list[Path]:
         return []
 
 
-def add_extras(folder: str | Path, packed: bool = True) -> None:
+def add_extras(folder: Path, packed: bool = True) -> None:
     """Write `sparse/` and `pictures/` for the model and the run in `folder`, in place of old ones.
 
     Without matplotlib there are no pictures.
     """
-    folder = Path(folder)
     remove_extras(folder)
     if packed:
-        _add_packed(folder)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=HIDDEN) as temporary:
+            new = Path(temporary) / SPARSE
+            pack(folder, new)
+            for path in new.iterdir():
+                if not any(fnmatch(path.name, pattern) for pattern in _OF_THE_MODEL):
+                    path.unlink()
+            os.replace(new, folder / SPARSE)
     try:
         from hf_cyclprune.pictures.plots import save_pictures
     except ValueError as error:
@@ -121,22 +122,12 @@ def add_extras(folder: str | Path, packed: bool = True) -> None:
     save_pictures(folder, folder / PICTURES)
 
 
-def _add_packed(folder: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=folder, prefix=HIDDEN) as temporary:
-        new = Path(temporary) / SPARSE
-        pack(folder, new)
-        for path in new.iterdir():
-            if not any(fnmatch(path.name, pattern) for pattern in _OF_THE_MODEL):
-                path.unlink()
-        os.replace(new, folder / SPARSE)
-
-
-def remove_extras(folder: str | Path) -> None:
+def remove_extras(folder: Path) -> None:
     """Delete `sparse/` and `pictures/`, which show weights that were in `folder` before.
 
     Only files that this library wrote are deleted: a person's files in these folders stay.
     """
-    sparse, pictures = Path(folder) / SPARSE, Path(folder) / PICTURES
+    sparse, pictures = folder / SPARSE, folder / PICTURES
     if _is_packed(sparse):
         shutil.rmtree(sparse)
     for name in PICTURE_NAMES:
@@ -153,12 +144,11 @@ def _is_packed(folder: Path) -> bool:
     return dict(config.get("quantization_config") or {}).get("quant_method") == QUANT_METHOD
 
 
-def copy_record_files(source: str | Path, target: str | Path) -> None:
+def copy_records(source: Path, target: Path) -> None:
     """Copy report, run record and config of a checkpoint to the folder that is uploaded."""
     for name in (REPORT_NAME, RECORD_NAME, CONFIG_NAME):
-        path = Path(source) / name
-        if path.is_file():
-            write_text(Path(target) / name, path.read_text(encoding="utf-8"))
+        if (source / name).is_file():
+            write_text(target / name, (source / name).read_text(encoding="utf-8"))
 
 
 @functools.cache

@@ -6,27 +6,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi
 from transformers.utils import logging
 
 from hf_cyclprune.files import STATE_NAME
-from hf_cyclprune.hub.page import (
-    CARD_NAME,
-    HIDDEN,
-    PICTURE_NAMES,
-    PICTURES,
-    SPARSE,
-    is_generated,
-    read_card,
-)
+from hf_cyclprune.hub import page
 from hf_cyclprune.packing.folder import PICKLES
 from hf_cyclprune.reporting.run import RECORD_NAME
 
 logger = logging.get_logger(__name__)
 
 _WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
-_PACKED = f"{SPARSE}/model.sparse*.safetensors"
+_PACKED = f"{page.SPARSE}/model.sparse*.safetensors"
 
 
 @contextmanager
@@ -40,7 +33,7 @@ def staged(folder: Path) -> Iterator[Path]:
         stage = Path(temporary) / (folder.resolve().name or "model")
         stage.mkdir()
         for path in [*folder.glob("*"), *folder.glob("runs/**/*")]:
-            is_hidden = path.name.startswith((HIDDEN, "."))
+            is_hidden = path.name.startswith((page.HIDDEN, "."))
             is_left = is_hidden or path.name == STATE_NAME or path.suffix.lower() in PICKLES
             if path.is_file() and not is_left:
                 _link(path, stage / path.relative_to(folder))
@@ -61,9 +54,9 @@ def find_old(there: Iterable[str]) -> list[str]:
     ['model.safetensors', 'pictures/density.png']
     """
     names = list(there)
-    patterns = [*_WEIGHTS, *(f"{PICTURES}/{name}.png" for name in PICTURE_NAMES)]
+    patterns = [*_WEIGHTS, *(f"{page.PICTURES}/{name}.png" for name in page.PICTURE_NAMES)]
     if any(fnmatch(name, _PACKED) for name in names):
-        patterns.append(f"{SPARSE}/*")
+        patterns.append(f"{page.SPARSE}/*")
     return [name for name in names if any(fnmatch(name, pattern) for pattern in patterns)]
 
 
@@ -102,35 +95,28 @@ class Branch:
     def replace_old(self, source: Path, folder: Path, message: str) -> None:
         """Upload the model first if a push by `Trainer` would leave files of other weights.
 
-        Args:
-            source: the folder with the new model.
-            folder: with its card and record, its pictures and packed copy if there are any.
-            message: the title of the commit.
+        The new model lies in `source`; its card and record, and its pictures and packed copy if
+        there are any, in `folder`.
         """
         places = ((folder if "/" in name else source) / name for name in self._old())
         if all(place.is_file() for place in places):
             return
         with staged(source) as stage:
-            extras = [*folder.glob(f"{SPARSE}/*"), *folder.glob(f"{PICTURES}/*")]
-            for path in [folder / CARD_NAME, folder / RECORD_NAME, *extras]:
+            extras = [*folder.glob(f"{page.SPARSE}/*"), *folder.glob(f"{page.PICTURES}/*")]
+            for path in [folder / page.CARD_NAME, folder / RECORD_NAME, *extras]:
                 _link(path, stage / path.relative_to(folder))
             self.upload(stage, message)
 
     def keep_card(self, folder: Path) -> None:
-        """Copy README.md from the branch into `folder` if a person wrote it.
-
-        One in `folder` that a person wrote stays.
-        """
-        here = folder / CARD_NAME
-        if here.is_file() and not is_generated(read_card(here)):
-            return
-        if not self._api.file_exists(self.repo_id, CARD_NAME, revision=self.revision):
+        """Copy a person's README.md from the branch into `folder`, unless one is there already."""
+        here = folder / page.CARD_NAME
+        wanted: Any = {"repo_id": self.repo_id, "filename": here.name, "revision": self.revision}
+        if page.is_by_person(here) or not self._api.file_exists(**wanted):
             return
         with tempfile.TemporaryDirectory() as place:
-            download, revision = self._api.hf_hub_download, self.revision
-            found = Path(download(self.repo_id, CARD_NAME, revision=revision, local_dir=place))
-            if is_generated(read_card(found)):
+            found = Path(self._api.hf_hub_download(**wanted, local_dir=place))
+            if not page.is_by_person(found):
                 return
             here.unlink(missing_ok=True)  # may be a link
             here.write_bytes(found.read_bytes())
-        logger.warning(f"The {CARD_NAME} of {self.repo_id} on the Hub is kept: a person wrote it.")
+        logger.warning(f"The {here.name} of {self.repo_id} on the Hub is kept: a person wrote it.")

@@ -44,7 +44,7 @@ def read_run(folder: str | Path) -> Run:
     folder = Path(folder)
     record, places = load_record(folder), [folder]
     if record is None:
-        places += _checkpoints(folder)
+        places += list_checkpoints(folder)
         record = _reconstruct(places)
     if not record.metrics:
         record = replace(record, metrics=_read_optional(folder / _EVAL_RESULTS))
@@ -66,11 +66,11 @@ def _reconstruct(places: Iterable[Path]) -> RunRecord:
     return RunRecord(step, step, total_steps, log_history=history)
 
 
-def _checkpoints(folder: Path) -> list[Path]:
+def list_checkpoints(folder: Path) -> list[Path]:
     """Return the checkpoints in a folder, the newest first."""
     numbered = [(path.name.rpartition("-")[2], path) for path in folder.glob("checkpoint-*")]
-    whole = [(int(number), path) for number, path in numbered if number.isdecimal()]
-    return [path for _, path in sorted(whole, reverse=True)]
+    found = [(int(n), path) for n, path in numbered if n.isdecimal() and path.is_dir()]
+    return [path for _, path in sorted(found, reverse=True)]
 
 
 def _read_config(folder: Path) -> PruningConfig | None:
@@ -98,19 +98,13 @@ def distinct_names(folders: Sequence[str | Path]) -> list[str]:
     if twice is not None:
         raise ValueError(f"The run '{twice}' is given twice. Drop one of the two.")
     shown = 2 if any(re.fullmatch(r"checkpoint-\d+", path.name) for path in paths) else 1
-    while True:
-        names = ["/".join(path.parts[-shown:]) for path in paths]
-        if len(set(names)) == len(names):
-            return names
+    while len({path.parts[-shown:] for path in paths}) < len(paths):
         shown += 1
+    return ["/".join(path.parts[-shown:]) for path in paths]
 
 
 def read_dense_metrics(folder: str | Path, metrics: Mapping[str, float]) -> dict[str, float]:
-    """Return the results of a dense run that the pruned one has too.
-
-    Args:
-        folder: the output_dir of the dense run, with all_results.json or eval_results.json.
-        metrics: the results of the pruned run.
+    """Return the results in the output_dir of a dense run that are among those of a pruned one.
 
     Raises:
         ValueError: there are no results, or they are of a pruned run, or on other data.
@@ -147,17 +141,15 @@ def read_results(folder: str | Path) -> dict[str, float]:
     return values
 
 
-def report_folder(folder: str | Path) -> SparsityReport:
+def report_folder(folder: str | Path, model: PreTrainedModel | None = None) -> SparsityReport:
     """Count the zeros of the model in `folder`; add the cycles of its run where they are known.
+
+    The model is read, if it was not read before and is passed.
 
     Raises:
         ValueError: the folder holds no model.
     """
-    return report_model(folder, read_model(folder))
-
-
-def report_model(folder: str | Path, model: PreTrainedModel) -> SparsityReport:
-    """Count the zeros of the model that was read from `folder`, as `report_folder`."""
+    model = model if model is not None else read_model(folder)
     config, saved = _read_config(Path(folder)), load_report(folder)
     weights: PreTrainedModel | dict[str, Tensor] = model
     if saved is not None and saved.weights:  # a run may have had targets of its own

@@ -13,12 +13,10 @@ from safetensors import SafetensorError, safe_open
 from transformers import TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_cyclprune.packing.manifest import INDEX, list_files
+from hf_cyclprune.reporting.folder import list_checkpoints
 from hf_cyclprune.training.state import load_state
-
-_TORCH_FILES = ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state.pth")
 
 
 def newest_checkpoint(
@@ -30,9 +28,8 @@ def newest_checkpoint(
     that were interrupted while they were saved: save_total_limit, which goes by the number in the
     name, would keep them in the place of good ones. Other damaged ones stay: they may be of use.
     """
-    numbered = [(_step(path), path) for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*")]
     interrupted: list[Path] = []
-    for _, path in sorted(pair for pair in numbered if pair[0] is not None)[::-1]:
+    for path in list_checkpoints(Path(folder)):
         problem = find_damage(path, needs_optimizer)
         if problem is None:
             for other in interrupted if remove else []:
@@ -56,19 +53,11 @@ def checkpoint_to_resume(args: TrainingArguments, wanted: str | bool | None) -> 
     return newest_checkpoint(folder, remove=is_writer, needs_optimizer=needs_optimizer) or True
 
 
-def _step(path: Path) -> int | None:
-    number = path.name.rpartition("-")[2]
-    return int(number) if number.isdecimal() and path.is_dir() else None
-
-
 def find_damage(folder: Path, needs_optimizer: bool = True) -> str | None:
     """Return what is wrong with a checkpoint; None if it can be resumed from.
 
-    Looks at headers and lengths, not at every byte.
-
-    Args:
-        folder: the checkpoint.
-        needs_optimizer: whether one that was saved with save_only_model counts as damaged.
+    Looks at headers and lengths, not at every byte. With `needs_optimizer`, a checkpoint that was
+    saved with save_only_model counts as damaged.
     """
     problem = _state_problem(folder)
     if problem is not None:
@@ -93,7 +82,7 @@ def find_damage(folder: Path, needs_optimizer: bool = True) -> str | None:
     for pattern in ("optimizer.pt", "scheduler.pt", "rng_state*.pth") if needs_optimizer else ():
         if not any(folder.glob(pattern)):
             return f"it has no {pattern}"
-    for name in _TORCH_FILES:
+    for name in ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state.pth"):
         if (folder / name).exists() and not zipfile.is_zipfile(folder / name):
             return f"its {name} is cut short"
     return None

@@ -1,15 +1,13 @@
 """The model card and the pushes of a Trainer: all files of a push describe the weights in it."""
 
-import dataclasses
 import inspect
 import os
 import shutil
 import tempfile
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from huggingface_hub import HfApi
 from transformers import Trainer
@@ -18,14 +16,7 @@ from transformers.utils.hub import PushInProgress
 
 from hf_cyclprune.card.card import Card
 from hf_cyclprune.hub.errors import PushError, explain, explained
-from hf_cyclprune.hub.page import (
-    CARD_NAME,
-    add_extras,
-    copy_record_files,
-    find_license,
-    remove_extras,
-    write_card,
-)
+from hf_cyclprune.hub.page import CARD_NAME, add_extras, copy_records, remove_extras, write_card
 from hf_cyclprune.hub.remote import Branch
 from hf_cyclprune.reporting.folder import read_dense_metrics
 from hf_cyclprune.training.describe import bare_model, describe, find_model_id
@@ -35,8 +26,7 @@ from hf_cyclprune.training.saving import ModelSaver
 from hf_cyclprune.training.upstream import take_failures
 
 
-@dataclass(frozen=True)
-class FinalPush:
+class FinalPush(NamedTuple):
     """What the caller of push_to_hub asked for."""
 
     message: str
@@ -60,13 +50,7 @@ def branch_of(trainer: Trainer, token: str | None = None, revision: str | None =
 
 
 class Publisher:
-    """Writes the card of a pruned model, and prepares the folder and the branch for every push.
-
-    Args:
-        trainer: was just made; it uploads.
-        saver: saves its weights.
-        evaluations: know its metrics.
-    """
+    """Writes the card of a pruned model, and prepares the folder and the branch for every push."""
 
     def __init__(self, trainer: Trainer, saver: ModelSaver, evaluations: Evaluations) -> None:
         self._trainer: Any = trainer
@@ -136,7 +120,7 @@ class Publisher:
     def write_card(self, card: Card) -> None:
         """Write README.md and the record for the model in output_dir."""
         self._saver.save_record(card.record, self._folder)
-        write_card(self._folder, _with_license(card))
+        write_card(self._folder, card)
 
     def prepare_final_push(self, card: Card, push: FinalPush) -> None:
         """Add the packed copy, the pictures and the card to output_dir, which `Trainer` uploads."""
@@ -174,7 +158,7 @@ class Publisher:
         try:
             with tempfile.TemporaryDirectory(dir=folder, prefix="_page-") as temporary:
                 page = Path(temporary)
-                copy_record_files(checkpoint, page)
+                copy_records(checkpoint, page)
                 self._saver.save_record(card.record, page)
                 if (folder / CARD_NAME).is_file():
                     shutil.copyfile(folder / CARD_NAME, page / CARD_NAME)
@@ -205,7 +189,7 @@ class Publisher:
         with explained(repo_name(self._trainer)):
             if not self._is_branch_clean:
                 branch.keep_card(page)
-            write_card(page, _with_license(card), weights)
+            write_card(page, card, weights)
             if not self._is_branch_clean:
                 branch.replace_old(weights, page, message)
 
@@ -221,7 +205,3 @@ class Publisher:
         for error in take_failures(getattr(self._trainer, "push_in_progress", None)):
             reason = explain(repo_name(self._trainer), error)
             warnings.warn(f"A push in the background failed: {reason}", stacklevel=3)
-
-
-def _with_license(card: Card) -> Card:
-    return dataclasses.replace(card, license=find_license(card.record.base_model))

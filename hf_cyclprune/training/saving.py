@@ -10,7 +10,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from hf_cyclprune.card.card import Card
@@ -35,43 +35,26 @@ class ModelSaver:
     def save(self, folder: Path, write: Callable[[str], None], card: Card | None) -> None:
         """Save a model into a folder, in the place of one that may be there.
 
-        Args:
-            folder: the folder.
-            write: writes the weights and what else `Trainer` saves into a folder.
-            card: describes the weights; None saves what `Trainer` does.
+        `write` saves what `Trainer` does into a folder; a card, which describes the weights, adds
+        config, report and record.
         """
-        if not holds_weights(folder):
-            self._save(folder, write, card)
-            return
-        with saved_whole(folder) as new:
-            self._save(new, write, card)
-        remove_extras(folder)  # of the weights before
-
-    def _save(self, folder: Path, write: Callable[[str], None], card: Card | None) -> None:
-        write(str(folder))
-        if card is not None:
-            save_config(card.config, folder)
-            card.report.save(folder)
-            self._step, self._fingerprint = card.record.weights_step, _find_fingerprint(folder)
-            self.save_record(card.record, folder)
+        is_over_another = bool(find_weights(folder))
+        with saved_whole(folder) if is_over_another else nullcontext(folder) as place:
+            write(str(place))
+            if card is not None:
+                save_config(card.config, place)
+                card.report.save(place)
+                self._step, self._fingerprint = card.record.weights_step, None
+                with suppress(ValueError):  # anything but a model, such as an adapter, has none
+                    self._fingerprint = fingerprint(place)
+                self.save_record(card.record, place)
+        if is_over_another:
+            remove_extras(folder)  # of the weights before
 
     def save_record(self, record: RunRecord, folder: Path) -> None:
         """Write pruning_run.json if the record is about the weights that were saved last."""
         if self._step is not None and self._step == record.weights_step:
             dataclasses.replace(record, fingerprint=self._fingerprint).save(folder)
-
-
-def _find_fingerprint(folder: Path) -> int | None:
-    """Return the checksum of a saved model; None for anything else, such as an adapter."""
-    try:
-        return fingerprint(folder)
-    except ValueError:
-        return None
-
-
-def holds_weights(folder: Path) -> bool:
-    """Whether a model lies in the folder."""
-    return bool(_weights(folder))
 
 
 @contextmanager
@@ -86,8 +69,8 @@ def saved_whole(folder: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(dir=folder, prefix=_PREFIX) as temporary:
         new = Path(temporary)
         yield new
-        written = _weights(new)
-        stale = _weights(folder) - {folder / path.name for path in written}
+        written = find_weights(new)
+        stale = find_weights(folder) - {folder / path.name for path in written}
         files = [path for path in new.rglob("*") if path.is_file()]
         # an index after its shards, and all that is new before what is old goes
         for path in sorted(files, key=lambda path: (path not in written, path.suffix == ".json")):
@@ -98,7 +81,8 @@ def saved_whole(folder: Path) -> Iterator[Path]:
             path.unlink()
 
 
-def _weights(folder: Path) -> set[Path]:
+def find_weights(folder: Path) -> set[Path]:
+    """Return the files with the weights of the model in a folder; none if there is no model."""
     if not folder.is_dir():
         return set()
     return {path for path in folder.iterdir() if _WEIGHTS.fullmatch(path.name)}

@@ -2,7 +2,7 @@ import pytest
 import transformers
 
 from hf_cyclprune.training import saving
-from hf_cyclprune.training.saving import holds_weights, saved_whole
+from hf_cyclprune.training.saving import find_weights, saved_whole
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_whenever_it_is_killed_there_is_a_whole_model(is_sharded, folder, tiny_b
             seen.append(bias(folder))
         else:
             break
-    assert holds_weights(folder)
+    assert find_weights(folder)
     assert set(seen) <= {0.0, 7.0}
     assert len(seen) >= 2
     assert bias(folder) == 7.0
