@@ -24,14 +24,9 @@ class PruningArguments(PruningConfig, TrainingArguments):
     def __post_init__(self) -> None:
         config = self.pruning_config()
         TrainingArguments.__post_init__(self)  # type: ignore[no-untyped-call]
-        if config is not None:
-            self._check_together(config)
-
-    def _check_together(self, config: PruningConfig) -> None:
-        """Check schedule and learning rate as far as they are known before a model is loaded."""
-        if config.restarts_lr:
+        if config is not None and config.restarts_lr:
             check_restartable(self.lr_scheduler_type)
-        if self.max_steps > 0:
+        if config is not None and self.max_steps > 0:  # else the schedule is not known yet
             schedule = config.build_schedule(self.max_steps)
             if config.restarts_lr:
                 check_warmup(self.get_warmup_steps(schedule.cycle_length(0)), schedule)

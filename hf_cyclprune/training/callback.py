@@ -15,7 +15,7 @@ from hf_cyclprune.config import PruningConfig
 from hf_cyclprune.pruning.pruner import Pruner
 from hf_cyclprune.reporting.report import SparsityReport
 from hf_cyclprune.training.arguments import PruningArguments
-from hf_cyclprune.training.cycle_log import CycleLog
+from hf_cyclprune.training.cycle_log import show_line
 from hf_cyclprune.training.lr import restarts
 from hf_cyclprune.training.run import PruningRun
 
@@ -46,7 +46,8 @@ class PruningCallback(TrainerCallback):
         self.is_in_pruning_trainer = False
         self.resume_folder: Path | None = None
         """The checkpoint that a `PruningTrainer` resumes from."""
-        self._cycle_log = CycleLog()
+        self._is_cycle_open = False
+        """Whether a cycle has ended and no step has begun since: it may still be evaluated."""
 
     def join_pruning_trainer(self, resume_from_checkpoint: str | bool | None = None) -> None:
         """Leave what a callback cannot do to a `PruningTrainer`, which resumes from this folder."""
@@ -99,58 +100,62 @@ class PruningCallback(TrainerCallback):
         return config
 
     def on_train_begin(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
-        self.run, self._cycle_log = None, CycleLog()
+        self.run, self._is_cycle_open = None, False
         config = self._check_args(args)
-        if config is not None:
-            self._warn_without_restarts(config, kwargs.get("lr_scheduler"))
-            self.run = PruningRun.start(config, kwargs["model"], args, state, self.resume_folder)
-
-    def _warn_without_restarts(self, config: PruningConfig, lr_scheduler: Any) -> None:
-        if self.is_in_pruning_trainer or not config.restarts_lr or restarts(lr_scheduler):
+        if config is None:
             return
-        warnings.warn(
-            "The learning rate does not restart with every pruning cycle in this Trainer. Use "
-            "PruningTrainer, pass optimizers= with get_restarting_scheduler, or set "
-            "lr_restarts=False.",
-            stacklevel=2,
-        )
+        is_restarting = self.is_in_pruning_trainer or restarts(kwargs.get("lr_scheduler"))
+        if config.restarts_lr and not is_restarting:
+            warnings.warn(
+                "The learning rate does not restart with every pruning cycle in this Trainer. Use "
+                "PruningTrainer, pass optimizers= with get_restarting_scheduler, or set "
+                "lr_restarts=False.",
+                stacklevel=1,
+            )
+        self.run = PruningRun.start(config, kwargs["model"], args, state, self.resume_folder)
 
     def on_optimizer_step(
         self, args: Args, state: State, control: Control, **kwargs: object
     ) -> None:
         if self.run is not None:
-            self._cycle_log.is_open |= self.run.step(state.global_step + 1)  # not counted yet
+            self._is_cycle_open |= self.run.step(state.global_step + 1)  # not counted yet
 
     def on_step_end(self, args: Args, state: State, control: Control, **kwargs: object) -> Control:
         if self.run is not None and self.run.pruner.schedule.is_cycle_end(state.global_step):
             config = self.run.config
             control.should_evaluate |= config.eval_cycle_ends
-            control.should_log |= self._logs_cycle_ends(args)
+            if self.is_in_pruning_trainer and self.run.has_cycles:  # it logs the cycle's values
+                control.should_log |= args.logging_strategy != "no"
             # What counts for the best model must be on disk to be loaded.
             is_candidate = config.eval_cycle_ends and args.load_best_model_at_end
             control.should_save |= config.save_cycle_ends or is_candidate
         return control
 
-    def _logs_cycle_ends(self, args: Args) -> bool:
-        """Whether to add a log entry; only a `PruningTrainer` puts the cycle's values into it."""
-        has_values = self.is_in_pruning_trainer and self.run is not None and self.run.has_cycles
-        return has_values and args.logging_strategy != "no"
-
     def on_evaluate(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
-        if self.run is not None and self._cycle_log.is_open:
+        if self.run is not None and self._is_cycle_open:
             self.run.history.observe_evaluation(state.global_step, kwargs.get("metrics") or {})
 
     def on_step_begin(self, args: Args, state: State, control: Control, **kwargs: object) -> None:
-        self._cycle_log.close(self.run, args, state)
+        self._close_cycle(args, state)
+
+    def _close_cycle(self, args: Args, state: State) -> None:
+        """Show the line of the cycle that is open, if there is one.
+
+        Its evaluation may follow the cycle's last step or, with `eval_strategy="epoch"`, the epoch.
+        """
+        if self._is_cycle_open and self.run is not None and self.run.has_cycles:
+            cycle = self.run.history.cycles[-1]
+            show_line(cycle.describe(self.run.pruner.schedule.num_cycles), args, state)
+        self._is_cycle_open = False
 
     def on_log(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         if "train_loss" in (kwargs.get("logs") or {}):  # the summary of the run: the line is first
-            self._cycle_log.close(self.run, args, state)
+            self._close_cycle(args, state)
 
     def on_train_end(self, args: Args, state: State, control: Control, **kwargs: object) -> None:
         if self.run is None:
             return
-        self._cycle_log.close(self.run, args, state)
+        self._close_cycle(args, state)
         if args.load_best_model_at_end and state.best_model_checkpoint is not None:
             self.run.take_masks_of(Path(state.best_model_checkpoint))
         self.run.warn_if_off_target(state)

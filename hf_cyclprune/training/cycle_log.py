@@ -1,31 +1,10 @@
-"""One line in the console for every cycle that has ended, with its evaluation."""
+"""Shows a line about a cycle in the console, where the Trainer shows its own lines."""
 
 import logging
 
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 from transformers import TrainerState, TrainingArguments
 from transformers.utils.logging import get_verbosity
-
-from hf_cyclprune.training.run import PruningRun
-
-
-class CycleLog:
-    """Shows a line on each cycle, once it cannot be evaluated any more.
-
-    The evaluation may follow the cycle's last step or, with `eval_strategy="epoch"`, the epoch: a
-    cycle stays open for it until the next step begins, or training ends.
-    """
-
-    def __init__(self) -> None:
-        self.is_open = False
-        """Whether a cycle has ended and no step was begun since."""
-
-    def close(self, run: PruningRun | None, args: TrainingArguments, state: TrainerState) -> None:
-        """Show the line of the cycle that is open, if there is one."""
-        if self.is_open and run is not None and run.has_cycles:
-            cycle = run.history.cycles[-1]
-            show_line(cycle.describe(run.pruner.schedule.num_cycles), args, state)
-        self.is_open = False
 
 
 def show_line(line: str, args: TrainingArguments, state: TrainerState) -> None:

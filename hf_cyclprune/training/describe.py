@@ -15,8 +15,6 @@ from transformers.modelcard import extract_hyperparameters_from_trainer
 from hf_cyclprune.reporting.run import RunRecord
 from hf_cyclprune.secrets import redact
 
-_PACKAGES = ("hf_cyclprune", "transformers", "torch", "accelerate", "datasets", "tokenizers")
-
 
 def describe(trainer: Trainer, has_own_optimizer: bool, **others: Any) -> RunRecord:
     """Return the record of a Trainer's run as it is now; `others` are further fields of it.
@@ -58,8 +56,7 @@ def _hyperparameters(trainer: Trainer, has_own_optimizer: bool) -> dict[str, Any
         del values["learning_rate"]
         values["optimizer"] = _optimizer_of(trainer.optimizer)
     if trainer.lr_scheduler is not None and not trainer._created_lr_scheduler:
-        for name in [name for name in values if "lr_scheduler" in name]:
-            del values[name]
+        values = {name: value for name, value in values.items() if "lr_scheduler" not in name}
         scheduler = getattr(trainer.lr_scheduler, "scheduler", trainer.lr_scheduler)
         values["lr_scheduler"] = type(scheduler).__name__  # not accelerate's, which is around it
     if args.bf16 or args.fp16:
@@ -88,7 +85,7 @@ def _optimizer_of(optimizer: Any) -> str:
 
 def _versions() -> dict[str, str]:
     versions: dict[str, str] = {}
-    for name in _PACKAGES:
+    for name in ("hf_cyclprune", "transformers", "torch", "accelerate", "datasets", "tokenizers"):
         with suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
     return versions

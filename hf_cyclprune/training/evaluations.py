@@ -22,13 +22,9 @@ class Evaluations:
     @property
     def weights_step(self) -> int:
         """The optimizer step after which the weights in memory stood."""
-        args, state, is_training = (
-            self._trainer.args,
-            self._trainer.state,
-            self._trainer.is_in_train,
-        )
-        is_best = args.load_best_model_at_end and state.best_model_checkpoint is not None
-        step = state.best_global_step if is_best and not is_training else None
+        trainer, state = self._trainer, self._trainer.state
+        is_best = trainer.args.load_best_model_at_end and state.best_model_checkpoint is not None
+        step = state.best_global_step if is_best and not trainer.is_in_train else None
         return state.global_step if step is None else step
 
     def add(self, metrics: Mapping[str, Any], is_other_set: bool) -> None:

@@ -40,11 +40,12 @@ def get_restarting_scheduler(
     """
     check_restartable(name)
     check_warmup(num_warmup_steps, schedule)
-    lengths = {schedule.cycle_length(c) for c in range(schedule.num_cycles)}
-    factors = {
-        length: _factor(name, optimizer, num_warmup_steps, length, scheduler_specific_kwargs)
-        for length in lengths
-    }
+    lr = optimizer.defaults.get("lr", optimizer.param_groups[0]["lr"])  # some schedules read it
+    factors: dict[int, Callable[[int], float]] = {}
+    for length in {schedule.cycle_length(c) for c in range(schedule.num_cycles)}:
+        stand_in = torch.optim.SGD([torch.zeros(1)], lr=lr)
+        curve = get_scheduler(name, stand_in, num_warmup_steps, length, scheduler_specific_kwargs)
+        factors[length] = curve.lr_lambdas[0]
 
     def factor(finished_steps: int) -> float:
         cycle = schedule.cycle(finished_steps + 1)
@@ -92,18 +93,3 @@ def check_warmup(num_warmup_steps: int, schedule: Schedule) -> None:
             f"{num_warmup_steps}, counted per cycle. Warm up for fewer steps, or pass "
             "lr_restarts=False."
         )
-
-
-def _factor(
-    name: str | SchedulerType,
-    optimizer: Optimizer,
-    num_warmup_steps: int,
-    length: int,
-    kwargs: dict[str, Any] | None,
-) -> Callable[[int], float]:
-    """Return the multiplier of the base learning rate over a cycle of this length."""
-    lr = optimizer.defaults.get("lr", optimizer.param_groups[0]["lr"])  # some schedules read it
-    stand_in = torch.optim.SGD([torch.zeros(1)], lr=lr)
-    scheduler = get_scheduler(name, stand_in, num_warmup_steps, length, kwargs)
-    function: Callable[[int], float] = scheduler.lr_lambdas[0]
-    return function

@@ -21,30 +21,25 @@ def prepare_trainer(trainer: Trainer, config: PruningConfig) -> bool:
     """Check a Trainer, and save its model under its own names; return whether to unscale the loss.
 
     Raises:
-        ValueError: as `check_trainer`.
+        ValueError: it cannot evaluate, or restart its learning rate, as the config demands.
     """
-    check_trainer(trainer, config)
+    if config.eval_cycle_ends and trainer.eval_dataset is None:
+        raise ValueError(
+            "eval_cycle_ends needs an eval_dataset, but there is none. Pass one, or drop it."
+        )
+    if config.restarts_lr:
+        check_restartable(trainer.args.lr_scheduler_type)
+        if trainer.lr_scheduler is not None and not trainer._created_lr_scheduler:
+            raise ValueError(
+                "optimizers must not hold a scheduler while the learning rate restarts; got "
+                f"{type(trainer.lr_scheduler).__name__}. Pass (optimizer, None), or "
+                "lr_restarts=False."
+            )
     if trainer.model is None:  # as between the trials of a search
         return False
     model = bare_model(trainer)
     save_under_own_names(model)
     return config.fix_loss_scaling and is_loss_inflated(model)
-
-
-def check_trainer(trainer: Trainer, config: PruningConfig) -> None:
-    """Raise a ValueError if a Trainer cannot evaluate, or restart its learning rate, as it must."""
-    if config.eval_cycle_ends and trainer.eval_dataset is None:
-        raise ValueError(
-            "eval_cycle_ends needs an eval_dataset, but there is none. Pass one, or drop it."
-        )
-    if not config.restarts_lr:
-        return
-    check_restartable(trainer.args.lr_scheduler_type)
-    if trainer.lr_scheduler is not None and not trainer._created_lr_scheduler:
-        raise ValueError(
-            "optimizers must not hold a scheduler while the learning rate restarts; got "
-            f"{type(trainer.lr_scheduler).__name__}. Pass (optimizer, None), or lr_restarts=False."
-        )
 
 
 def check_engine(args: TrainingArguments, targets: Mapping[str, Tensor]) -> None:

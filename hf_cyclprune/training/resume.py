@@ -34,20 +34,15 @@ def is_at_target(pruner: Pruner, saved: PruningState) -> bool:
     zeros = {n: int((~unpack_mask(saved.masks[n], s)).sum()) for n, s in pruner.shapes.items()}
     found = [sum(zeros[name] for name in names) for names in pruner.groups]
     schedule = pruner.schedule
-    return found == (
-        pruner.num_pruned if schedule.keeps_zeros else pruner.demand(schedule.sparsity)
-    )
+    wanted = pruner.num_pruned if schedule.keeps_zeros else pruner.demand(schedule.sparsity)
+    return found == wanted
 
 
 def warn_of_changes(saved: PruningState, config: dict[str, Any], total_steps: int) -> bool:
     """Warn if the run now has other settings than when it was saved; return whether it has."""
     before = {**saved.config, "max_steps": saved.total_steps}
     now = {**config, "max_steps": total_steps}
-    changes = [
-        f"{key} {before.get(key)!r} -> {value!r}"
-        for key, value in now.items()
-        if before.get(key) != value
-    ]
+    changes = [f"{k} {before.get(k)!r} -> {v!r}" for k, v in now.items() if before.get(k) != v]
     if changes:
         warnings.warn(
             "The pruning run is resumed with other settings, which are in force from here on: "

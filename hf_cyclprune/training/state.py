@@ -45,16 +45,9 @@ class PruningState:
 def save_state(state: PruningState, folder: str | Path) -> Path:
     """Write the state into `folder`, which is created if needed; return the file's path."""
     path = Path(folder) / STATE_NAME
-    tensors = {f"mask.{name}": packed for name, packed in state.masks.items()}
-    tensors |= {f"reference.{name}": packed for name, packed in state.reference.items()}
-    others = {
-        "format_version": FORMAT_VERSION,
-        "step": state.step,
-        "total_steps": state.total_steps,
-        "config": state.config,
-        "pending": state.pending,
-        "history": state.history,
-    }
+    others = {"format_version": FORMAT_VERSION, **vars(state)}
+    tensors = {f"mask.{name}": packed for name, packed in others.pop("masks").items()}
+    tensors |= {f"reference.{name}": packed for name, packed in others.pop("reference").items()}
     with whole_file(path) as temporary:
         save_file(tensors, temporary, metadata={"pruning": json.dumps(others)})
     return path

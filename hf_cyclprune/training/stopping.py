@@ -24,9 +24,7 @@ class StopGate(TrainerCallback):
     Must be the last callback, so that it sees what the others ask for. Lets pass: the last step of
     the run, an epoch without a single step (the data is exhausted), and a preemption for which
     transformers has just saved a checkpoint. A checkpoint does not remember a deferred stop.
-
-    Args:
-        pruner: returns the pruner in force, or None.
+    The argument `pruner` returns the pruner in force, or None.
     """
 
     def __init__(self, pruner: Callable[[], Pruner | None]) -> None:

@@ -13,7 +13,6 @@ from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
 _OLD_NAMES = ("LayerNorm.gamma", "LayerNorm.beta")
-_PREEMPTION_NAME = "checkpoint-is-incomplete.txt"
 
 
 def save_under_own_names(model: Any) -> None:
@@ -27,9 +26,7 @@ def save_under_own_names(model: Any) -> None:
     conversions = getattr(model, "_weight_conversions", None)
     if conversions:
         model._weight_conversions = [
-            conversion
-            for conversion in conversions
-            if not any(old in str(conversion.source_patterns) for old in _OLD_NAMES)
+            c for c in conversions if not any(old in str(c.source_patterns) for old in _OLD_NAMES)
         ]
 
 
@@ -87,7 +84,7 @@ def is_preempted(checkpoint: Path) -> bool:
     others.
     Remove when the callbacks can see a preemption.
     """
-    return (checkpoint / _PREEMPTION_NAME).exists()
+    return (checkpoint / "checkpoint-is-incomplete.txt").exists()
 
 
 def forget_state(checkpoint: Path) -> None:
