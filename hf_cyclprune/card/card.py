@@ -123,6 +123,4 @@ def _is_repo_id(name: str) -> bool:
     >>> [_is_repo_id(name) for name in ("bert", "google-bert/bert", "/home/bert", "./bert", "a b")]
     [True, True, False, False, False]
     """
-    return (
-        re.fullmatch(r"(?!.*(--|\.\.))(\w[\w.-]*\b/)?\w[\w.-]{0,95}\b", name, re.ASCII) is not None
-    )
+    return bool(re.fullmatch(r"(?!.*(--|\.\.))(\w[\w.-]*\b/)?\w[\w.-]{0,95}\b", name, re.ASCII))

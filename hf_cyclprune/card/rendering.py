@@ -12,19 +12,10 @@ from typing import Any
 
 import jinja2
 
+from hf_cyclprune.card import text
 from hf_cyclprune.card.card import Card
 from hf_cyclprune.card.metadata import card_metadata, to_yaml
 from hf_cyclprune.card.metrics import accuracy_error, num_examples, shown_metrics
-from hf_cyclprune.card.text import (
-    escape,
-    fenced,
-    known_texts,
-    literal,
-    one_line,
-    table,
-    texts,
-    url,
-)
 from hf_cyclprune.config import PruningConfig, config_to_dict
 from hf_cyclprune.methods import Plan
 from hf_cyclprune.pruning.schedules import Schedule
@@ -42,13 +33,13 @@ def make_card(card: Card) -> str:
     return f"---\n{to_yaml(card_metadata(card))}---\n\n{body}\n"
 
 
-def is_own_card(text: str) -> bool:
+def is_own_card(readme: str) -> bool:
     """Return whether `make_card` wrote the text and nobody deleted the line that says so.
 
     >>> is_own_card("# My model")
     False
     """
-    return any(line.startswith(_MARK) for line in text.splitlines())
+    return any(line.startswith(_MARK) for line in readme.splitlines())
 
 
 @cache
@@ -56,37 +47,33 @@ def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    numbers = {"percent": percent, "ratio": ratio, "number": number, "count": count}
-    words = {"text": escape, "literal": literal, "url": url, "fenced": fenced, "table": table}
-    environment.filters.update(numbers, **words)
+    environment.filters.update(percent=percent, ratio=ratio, number=number, count=count)
+    environment.filters.update(text=text.escape, literal=text.literal, url=text.url)
+    environment.filters.update(fenced=text.fenced, table=text.table)
     source = Path(__file__).with_name("template.md").read_text(encoding="utf-8")
     return environment.from_string(source)
 
 
 def _derived(card: Card) -> dict[str, object]:
     """Return what the template needs beside the fields of the card."""
-    record, plan, cycles = card.record, card.config.plan, card.report.cycles
-    target = card.config.target_sparsity
+    record, cycles, target = card.record, card.report.cycles, card.config.target_sparsity
     recovered = [c.recovered_share_at_end for c in cycles if c.recovered_share_at_end is not None]
     return {
         "mark": _MARK,
         "card": card,
-        "method": card.method,
-        "plan": plan,
         **_method_words(card),
         "target": target,
         "is_at_target": replace(card.report, target_sparsity=target).is_at_target,
-        "place": one_line(card.repo_id or "") or f"path/to/{card.title}",
+        "place": text.one_line(card.repo_id or "") or f"path/to/{card.title}",
         "datasets": _dataset_links(card),
-        "split": card.dataset_part("split"),
         "accuracy_error": accuracy_error(record.metrics),
         "num_examples": num_examples(record.metrics),
         "has_recovery": any(c.mask_change is not None for c in cycles),
         "is_recovery_zero": bool(recovered) and not any(recovered),
-        "command": record.command if one_line(record.command or "") else None,
+        "command": record.command if text.one_line(record.command or "") else None,
         "config_code": _config_code(card.config),
-        "hyperparameters": known_texts(record.hyperparameters),
-        "versions": known_texts(record.versions),
+        "hyperparameters": text.known_texts(record.hyperparameters),
+        "versions": text.known_texts(record.versions),
     }
 
 
@@ -126,11 +113,11 @@ def _falls(plan: Plan) -> bool:
 def _dataset_links(card: Card) -> list[str]:
     """Return the names of the data sets in Markdown, linked where each has an id on the Hub."""
     ids = card.dataset_ids
-    names = texts(card.card_options.get("dataset")) or ids
+    names = [text.escape(name) for name in text.texts(card.card_options.get("dataset")) or ids]
     if len(ids) != len(names):
-        return [escape(name) for name in names]
+        return names
     links = [f"https://huggingface.co/datasets/{name}" for name in ids]
-    return [f"[{escape(name)}]({link})" for name, link in zip(names, links, strict=True)]
+    return [f"[{name}]({link})" for name, link in zip(names, links, strict=True)]
 
 
 def _config_code(config: PruningConfig) -> str:
@@ -150,28 +137,19 @@ def _config_code(config: PruningConfig) -> str:
 
 def _tables(card: Card) -> dict[str, Rows]:
     """Return the rows of each table under the name that the template has for it."""
+    metrics, dense = shown_metrics(card.record.metrics), shown_metrics(card.record.dense_metrics)
+    sizes = {"dense": card.dense_bytes, "packed": card.packed_bytes if card.packed_folder else None}
     return {
-        "metrics": _metric_rows(card),
+        "metrics": [
+            {"metric": name, "dense": number(dense.get(name)), "pruned": number(value)}
+            for name, value in metrics.items()
+        ],
         "kinds": kind_rows(card.report),
         "layers": layer_rows(card.report),
         "cycles": cycle_rows(card.report.cycles) if card.config.plan.num_cycles > 1 else [],
-        "sizes": _size_rows(card),
+        "sizes": [
+            {"weights": name, "bytes": count(size), "MB": f"{size / 1e6:,.1f}"}
+            for name, size in sizes.items()
+            if size is not None
+        ],
     }
-
-
-def _metric_rows(card: Card) -> Rows:
-    dense = shown_metrics(card.record.dense_metrics)
-    return [
-        {"metric": name, "dense": number(dense.get(name)), "pruned": number(value)}
-        for name, value in shown_metrics(card.record.metrics).items()
-    ]
-
-
-def _size_rows(card: Card) -> Rows:
-    packed = card.packed_bytes if card.packed_folder else None
-    sizes = {"dense": card.dense_bytes, "packed": packed}
-    return [
-        {"weights": name, "bytes": count(size), "MB": f"{size / 1e6:,.1f}"}
-        for name, size in sizes.items()
-        if size is not None
-    ]

@@ -119,12 +119,9 @@ class CycleHistory:
 
     def to_dict(self) -> dict[str, Any]:
         """Return values that JSON has, without the reference."""
-        return {
-            "cycles": [asdict(cycle) for cycle in self.cycles],
-            "reset_step": self.reset_step,
-            "recovered_at_edge": self.recovered_at_edge,
-            "is_plan_kept": self.is_plan_kept,
-        }
+        values = {**vars(self), "cycles": [asdict(cycle) for cycle in self.cycles]}
+        del values["reference"]
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], reference: dict[str, Tensor]) -> "CycleHistory":

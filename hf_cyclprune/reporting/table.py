@@ -23,10 +23,7 @@ def make_table(
 ) -> RenderableType:
     """Return summary, matrices by kind, layers and cycles; `rich.print` shows it.
 
-    Args:
-        weights: all target weights.
-        cycles: the finished cycles; there may be none.
-        missed_target: the sparsity that the weights should have but do not; None if they do.
+    `missed_target` is the sparsity that the weights should have but do not; None if they do.
     """
     parts: list[RenderableType] = [_summary(weights, missed_target)]
     parts += ["", _kinds(weights), "", _table(layer_rows(weights))]
