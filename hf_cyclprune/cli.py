@@ -30,7 +30,17 @@ _VERBS: dict[Callable[..., None], Sequence[_Argument]] = {}
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; return 0, or 1 after one line on stderr about a user's error."""
-    parser = _build_parser()
+    parser = argparse.ArgumentParser(
+        prog="hf-cyclprune", description="Cyclical pruning for transformers."
+    )
+    verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
+    for verb, arguments in _VERBS.items():
+        name, text = verb.__name__.removeprefix("_"), verb.__doc__ or ""
+        # glue parses its many flags itself, --help included
+        added = verbs.add_parser(name, help=text, description=text, add_help=verb is not _glue)
+        added.set_defaults(run=verb)
+        for argument, settings in arguments:
+            added.add_argument(argument, **settings)
     options, flags = parser.parse_known_args(argv)
     values = vars(options)
     run = values.pop("run")
@@ -44,21 +54,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"hf-cyclprune: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     return 0
-
-
-def _build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="hf-cyclprune", description="Cyclical pruning for transformers."
-    )
-    verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
-    for run, arguments in _VERBS.items():
-        name, text = run.__name__.removeprefix("_"), run.__doc__ or ""
-        # glue parses its many flags itself, --help included
-        verb = verbs.add_parser(name, help=text, description=text, add_help=run is not _glue)
-        verb.set_defaults(run=run)
-        for argument, options in arguments:
-            verb.add_argument(argument, **options)
-    return parser
 
 
 def _verb(*arguments: _Argument) -> Callable[[Callable[..., None]], Callable[..., None]]:
