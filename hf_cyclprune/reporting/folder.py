@@ -144,7 +144,7 @@ def read_results(folder: str | Path) -> dict[str, float]:
 def report_folder(folder: str | Path, model: PreTrainedModel | None = None) -> SparsityReport:
     """Count the zeros of the model in `folder`; add the cycles of its run where they are known.
 
-    The model is read, if it was not read before and is passed.
+    Pass `model` if it was read from the folder already.
 
     Raises:
         ValueError: the folder holds no model.

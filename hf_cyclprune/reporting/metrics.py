@@ -44,9 +44,7 @@ def measured(values: Mapping[str, Any]) -> dict[str, float]:
 
 def is_number(value: Any) -> bool:
     """Return whether a value is a finite number; a flag is none."""
-    if isinstance(value, bool) or not isinstance(value, Real):
-        return False
-    return math.isfinite(value)
+    return not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value)
 
 
 def choose_metric(names_of_runs: Iterable[Set[str]]) -> str | None:

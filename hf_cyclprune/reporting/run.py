@@ -35,7 +35,6 @@ class RunRecord:
     card: dict[str, Any] = field(default_factory=dict)
     """The arguments of create_model_card: language, license, tags, tasks and so on."""
     hyperparameters: dict[str, Any] = field(default_factory=dict)
-    """Hyperparameters of the training by name."""
     versions: dict[str, str] = field(default_factory=dict)
     """Versions of hf_cyclprune, transformers, torch and so on."""
     dense_metrics: dict[str, float] = field(default_factory=dict)

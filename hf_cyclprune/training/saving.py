@@ -44,9 +44,10 @@ class ModelSaver:
             if card is not None:
                 save_config(card.config, place)
                 card.report.save(place)
-                self._step, self._fingerprint = card.record.weights_step, None
+                checksum = None
                 with suppress(ValueError):  # anything but a model, such as an adapter, has none
-                    self._fingerprint = fingerprint(place)
+                    checksum = fingerprint(place)
+                self._step, self._fingerprint = card.record.weights_step, checksum
                 self.save_record(card.record, place)
         if is_over_another:
             remove_extras(folder)  # of the weights before

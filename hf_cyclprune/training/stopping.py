@@ -73,19 +73,14 @@ class StopGate(TrainerCallback):
         pruner = self._pruner()
         if self._is_stop_wanted and pruner is not None and pruner.is_at_target:
             control.should_training_stop |= pruner.schedule.is_cycle_end(state.global_step)
-        return self._defer(state, control)
+        return self._defer(args, state, control)
 
     def on_epoch_end(self, args: Args, state: State, control: Control, **kwargs: object) -> Control:
         if state.global_step == self._step_at_epoch_begin:
             return control
-        return self._defer(state, control)
+        return self._defer(args, state, control)
 
-    def _after(self, args: Args, state: State, control: Control, **kwargs: object) -> Control:
-        return self._defer(state, control)
-
-    on_evaluate = on_log = on_save = _after
-
-    def _defer(self, state: State, control: Control) -> Control:
+    def _defer(self, args: Args, state: State, control: Control, **kwargs: object) -> Control:
         is_allowed = state.global_step >= state.max_steps or self.is_preempted
         if not control.should_training_stop or is_allowed or not self.is_off_target:
             return control
@@ -97,3 +92,5 @@ class StopGate(TrainerCallback):
         self._is_stop_wanted = True
         control.should_training_stop = False
         return control
+
+    on_evaluate = on_log = on_save = _defer
