@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from hf_cyclprune.hub.errors import PushError
-from hf_cyclprune.hub.folder import card_of_folder, check_pushable
+from hf_cyclprune.hub.folder import card_of_folder
 from hf_cyclprune.hub.push import check_repo_id, push_folder
 from hf_cyclprune.methods import METHODS, Plan
 from hf_cyclprune.packing.folder import pack, unpack
@@ -176,7 +176,6 @@ def _push(
 ) -> None:
     """Push a pruned model to the Hub with the token of `hf auth login` or HF_TOKEN."""
     check_repo_id(repo_id)
-    check_pushable(Path(folder))
     card = card_of_folder(folder, dense_run)
     try:
         url = push_folder(

@@ -6,6 +6,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -56,12 +57,15 @@ def write_card(folder: Path, card: Card, weights: Path | None = None) -> bool:
             "to get a new one."
         )
         return False
+    files: list[Path] = []
+    with suppress(ValueError):  # raised if the weights are not saved yet
+        files = dense_files(model)
     has_packed = _is_packed(folder / SPARSE)
     places = {name: f"{PICTURES}/{name}.png" for name in PICTURE_NAMES}
     card = replace(
         card,
         has_tokenizer=(model / "tokenizer_config.json").is_file(),
-        dense_bytes=_size(_weights(model)) or None,
+        dense_bytes=_size(files) or None,
         packed_bytes=_size((folder / SPARSE).glob("*.safetensors")) if has_packed else None,
         packed_folder=SPARSE if has_packed else None,
         pictures={name: place for name, place in places.items() if (folder / place).is_file()},
@@ -90,14 +94,6 @@ def is_generated(text: str) -> bool:
 
 def _size(files: Iterable[Path]) -> int:
     return sum(file.stat().st_size for file in files)
-
-
-def _weights(folder: Path) -> list[Path]:
-    """Return the files with the weights of a dense model; none if it is not saved yet."""
-    try:
-        return dense_files(folder)
-    except ValueError:
-        return []
 
 
 def add_extras(folder: Path, packed: bool = True) -> None:

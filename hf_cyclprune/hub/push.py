@@ -21,18 +21,12 @@ def push_folder(
     private: bool | None = None,
     revision: str | None = None,
     packed: bool = True,
-    message: str = "Upload pruned model",
 ) -> str:
-    """Push a copy of a folder with card, pictures and packed weights; return its address.
+    """Push a copy of a dense model's folder; return the address of the repository.
 
-    Args:
-        folder: a dense model, saved by a run or by save_pretrained; it is not changed.
-        repo_id: "user/name"; made if it does not exist.
-        card: what the model card, the report and the run record say.
-        private: whether a new repository is private; None leaves that to the account's settings.
-        revision: a branch, made if it does not exist; None is the main one.
-        packed: whether to add `sparse/`.
-        message: the title of the commit.
+    Card, report, record and pictures are added and, if `packed`, `sparse/`. The repository and the
+    branch `revision` are created if they do not exist. Where `private` is None, the settings of the
+    account decide whether a new repository is private.
 
     Raises:
         PushError: the Hub cannot be reached, rejects the push, or fails.
@@ -50,7 +44,7 @@ def push_folder(
         add_extras(stage, packed)
         branch.keep_card(stage)
         write_card(stage, card)
-        branch.upload(stage, message)
+        branch.upload(stage, "Upload pruned model")
     return str(url)
 
 

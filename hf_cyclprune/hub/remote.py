@@ -1,7 +1,7 @@
 """A branch of a repository on the Hub: which files a push brings, and which ones it deletes."""
 
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -47,13 +47,12 @@ def _link(path: Path, place: Path) -> None:
     place.symlink_to(path.resolve())
 
 
-def find_old(there: Iterable[str]) -> list[str]:
+def find_old(names: list[str]) -> list[str]:
     """Return the files of a branch that belong to the weights in it, and to no person.
 
     >>> find_old(["model.safetensors", "pictures/density.png", "pictures/mine.png", "sparse/x"])
     ['model.safetensors', 'pictures/density.png']
     """
-    names = list(there)
     patterns = [*_WEIGHTS, *(f"{page.PICTURES}/{name}.png" for name in page.PICTURE_NAMES)]
     if any(fnmatch(name, _PACKED) for name in names):
         patterns.append(f"{page.SPARSE}/*")
