@@ -2,38 +2,47 @@
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from torch.optim import Optimizer
 
 from hf_cyclprune.checks import (
     check_count,
     check_expressions,
     check_flag,
+    check_fraction,
     check_integer,
     check_known,
 )
 from hf_cyclprune.files import read_json, write_json
 from hf_cyclprune.methods import METHODS, Plan
-from hf_cyclprune.pruning.criteria import CRITERIA, Criterion, FirstCycle
+from hf_cyclprune.options import PruningOptions
+from hf_cyclprune.pruning.criteria import FirstCycle
+from hf_cyclprune.pruning.criterion import CRITERIA, Criterion
 from hf_cyclprune.pruning.patterns import Pattern, find_target, parse_pattern
+from hf_cyclprune.pruning.pruned_weights import PRUNED_WEIGHTS
 from hf_cyclprune.pruning.pruner import Pruner
-from hf_cyclprune.pruning.ramps import RAMPS
-from hf_cyclprune.pruning.schedules import LEVELS, RECOMPUTE, Schedule
+from hf_cyclprune.pruning.recovery import REGROWTH_AT, Recovery, Regrowth
+from hf_cyclprune.pruning.schedules import Schedule
 from hf_cyclprune.pruning.targets import find_sparsity
 
 CONFIG_NAME = "pruning_config.json"
 
-
-def _option(meaning: str, default: object = None) -> Any:
-    """A field with the help text of its flag."""
-    return field(default=default, metadata={"help": meaning})
+_FRACTIONS = (
+    "pruned_decay",
+    "flow_ratio",
+    "regrowth_ratio",
+    "regrowth_until",
+    "protect_ratio",
+    "restart_decay",
+)
 
 
 @dataclass
-class PruningConfig:
+class PruningConfig(PruningOptions):
     """What to prune, how far, and in which cycles; validated on construction.
 
     The method decides every field that is None: see `hf-cyclprune methods`, and `plan`.
@@ -46,74 +55,6 @@ class PruningConfig:
     >>> PruningConfig(method="gradual", pattern="2:4").target_sparsity
     0.5
     """
-
-    method: str = _option(
-        f"A named set of the options below: {', '.join(METHODS)}. Options that you give go before "
-        "the method's.",
-        "cyclical",
-    )
-    sparsity: float | None = _option(
-        "Fraction of the target weights that is zero at the end, in [0, 1). An n:m pattern implies "
-        "it.",
-    )
-    pattern: str = _option(
-        "Where zeros may fall: 'unstructured' (anywhere), or 'n:m', which keeps n of every m input "
-        "features, such as '2:4'.",
-        "unstructured",
-    )
-    scope: str | None = _option(
-        "Unstructured only: which weights are ranked together. 'layer' (default) prunes every "
-        "matrix alike, 'global' ranks all of them together, 'erk' prunes large matrices more.",
-    )
-    criterion: str | None = _option(
-        f"How weights are scored; the lowest are pruned: {', '.join(CRITERIA)}."
-    )
-    num_cycles: int | None = _option(
-        "Number of climbs to the target sparsity. More cycles need a longer training."
-    )
-    reset_ratio: float | None = _option(
-        "Sparsity at the start of a later cycle, as a fraction of the sparsity before it. Raise it "
-        "where a cycle is too short to climb from low.",
-    )
-    ramp: str | None = _option(f"Shape of a climb: {', '.join(RAMPS)}.")
-    ramp_ratio: float | None = _option(
-        "Share of a cycle in which it climbs; the rest is fine-tuning at a fixed mask."
-    )
-    levels: str | None = _option(
-        f"What the cycles climb to: {', '.join(LEVELS)}. 'constant': the target; 'rising': one "
-        "climb over the whole run, below which the cycles dip; 'stairs': equal steps; 'last': only "
-        "the last cycle leaves the initial sparsity.",
-    )
-    rise_ratio: float | None = _option(
-        "Rising levels only: share of the run in which the level climbs to the target."
-    )
-    recompute: str | None = _option(
-        f"When masks are recomputed: {', '.join(RECOMPUTE)}. 'climb': while sparsity climbs; "
-        "'edges': only where it jumps; 'always': in fine-tuning too; 'first_cycle': as 'climb', "
-        "then frozen; 'never': the model's zeros stay.",
-    )
-    interval_steps: int | None = _option(
-        "Optimizer steps between two pruning steps of a climb. By default it is chosen from the "
-        "climb's length, between 1 and 100.",
-    )
-    initial_sparsity: float | None = _option(
-        "Sparsity with which the first cycle begins. Raise it to prune much at once."
-    )
-    initial_criterion: str | None = _option("Criterion of the first cycle, if it is another one.")
-    lr_restarts: bool | None = _option("Run the whole learning-rate schedule once in every cycle.")
-    targets: list[str] | None = _option(
-        "Regular expressions of the weights to prune, instead of all Linear layers in the "
-        "transformer's blocks.",
-    )
-    ignore: list[str] | None = _option("Regular expressions of weights that stay dense.")
-    pruning_seed: int = _option("Seed of criteria that draw random numbers.", 0)
-    eval_cycle_ends: bool = _option("Evaluate at the end of every cycle.", False)
-    save_cycle_ends: bool = _option("Save a checkpoint at the end of every cycle.", False)
-    fix_loss_scaling: bool = _option(
-        "Undo that transformers 5 multiplies the loss of BERT-style heads by the number of "
-        "accumulation steps and of processes.",
-        True,
-    )
 
     def __post_init__(self) -> None:
         self.validate()
@@ -136,6 +77,11 @@ class PruningConfig:
         if plan.initial_criterion is not None:
             check_known("initial_criterion", plan.initial_criterion, CRITERIA)
         check_flag("lr_restarts", plan.lr_restarts)
+        check_known("pruned_weights", plan.pruned_weights, PRUNED_WEIGHTS)
+        check_known("regrowth", plan.regrowth, ["none", *CRITERIA])
+        check_known("regrowth_at", plan.regrowth_at, REGROWTH_AT)
+        for name in _FRACTIONS:
+            check_fraction(name, getattr(plan, name))
 
     def _check_nothing_moves_zeros(self) -> None:
         """With zeros that stay where they are, only the choice of weights has a meaning."""
@@ -184,19 +130,34 @@ class PruningConfig:
         options: dict[str, Any] = {name: getattr(plan, name) for name in own}
         return Schedule(zeros if target is None else target, total_steps, **options)
 
-    def build_pruner(self, targets: Mapping[str, Tensor], total_steps: int) -> Pruner:
+    def build_pruner(
+        self,
+        targets: Mapping[str, Tensor],
+        total_steps: int,
+        optimizer: Optimizer | None = None,
+    ) -> Pruner:
         """Return what prunes these weights in a run of `total_steps` optimizer steps.
+
+        Criteria that average the squared gradient read it from `optimizer`, if it keeps one.
 
         Raises:
             ValueError: more cycles than steps; n:m that does not fit a weight; no zeros to keep.
         """
         zeros = find_sparsity(targets) if self.target_sparsity is None else 0.0
         schedule = self.build_schedule(total_steps, zeros)
-        return Pruner(targets, schedule, self.build_criterion(), self.build_pattern())
+        return Pruner(
+            targets,
+            schedule,
+            self.build_criterion(),
+            self.build_pattern(),
+            self.build_recovery(),
+            optimizer,
+        )
 
     def build_pattern(self) -> Pattern:
         """Return where zeros may fall."""
-        return parse_pattern(self.pattern, self.scope)
+        is_free = self.pattern == "unstructured"  # a method's scope means nothing with n:m
+        return parse_pattern(self.pattern, self.plan.scope if is_free else self.scope)
 
     def build_criterion(self) -> Criterion:
         """Return what scores the weights."""
@@ -205,6 +166,20 @@ class PruningConfig:
         if plan.initial_criterion is None:
             return criterion
         return FirstCycle(CRITERIA[plan.initial_criterion](seed=self.pruning_seed), criterion)
+
+    def build_recovery(self) -> Recovery:
+        """Return what a pruned weight is meanwhile, and how it comes back."""
+        plan, regrowth = self.plan, None
+        if plan.regrowth != "none":
+            regrowth = Regrowth(
+                CRITERIA[plan.regrowth](seed=self.pruning_seed),
+                plan.regrowth_ratio,
+                plan.regrowth_until,
+                plan.regrowth_at == "edges",
+                plan.protect_ratio,
+            )
+        policy = PRUNED_WEIGHTS[plan.pruned_weights]
+        return Recovery(policy, plan.pruned_decay, plan.flow_ratio, regrowth)
 
 
 def field_names() -> list[str]:

@@ -24,6 +24,13 @@ def prune_(model: nn.Module, config: PruningConfig) -> SparsityReport:
             f"method must prune, to prune a model at once; got '{config.method}', which keeps the "
             "zeros that are there. Choose another method and a sparsity."
         )
+    criterion = config.build_criterion()
+    if criterion.is_statistic:
+        raise ValueError(
+            f"criterion must need no training, to prune a model at once; got "
+            f"'{config.plan.criterion}', which averages over optimizer steps. Choose for example "
+            "criterion='magnitude'."
+        )
     config.build_pruner(targets, total_steps=config.plan.num_cycles).prune_to(sparsity)
     patterns = [*CHECKED_PATTERNS, config.pattern]
     return SparsityReport.measure(targets, patterns=patterns, target_sparsity=sparsity)

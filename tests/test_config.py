@@ -14,7 +14,8 @@ from hf_cyclprune.config import (
     save_config,
 )
 from hf_cyclprune.methods import METHODS, Plan
-from hf_cyclprune.pruning.criteria import CRITERIA, FirstCycle
+from hf_cyclprune.pruning.criteria import FirstCycle
+from hf_cyclprune.pruning.criterion import CRITERIA
 from hf_cyclprune.pruning.patterns import NM, SCOPES, Unstructured
 from hf_cyclprune.pruning.ramps import RAMPS
 from hf_cyclprune.pruning.schedules import LEVELS, RECOMPUTE, Schedule

@@ -14,6 +14,7 @@ import hf_cyclprune
 from hf_cyclprune import CRITERIA, METHODS, RAMPS
 from hf_cyclprune.cli import main
 from hf_cyclprune.pruning.patterns import SCOPES
+from hf_cyclprune.pruning.pruned_weights import PRUNED_WEIGHTS
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "hf_cyclprune"
@@ -27,6 +28,7 @@ ROOMS = [
     "pruning",
     "papers",
     "methods",
+    "options",
     "config",
     "packing",
     "reporting",
@@ -105,18 +107,20 @@ def test_the_readme_is_short():
     assert README.count("\n") <= 250
 
 
-def test_the_readme_has_a_row_for_every_method():
+def test_the_readme_names_every_method_and_its_table_has_a_row_for_each():
     (block,) = re.findall(r"<!-- methods -->\n(.*?)\n<!-- end -->", README, re.DOTALL)
-    rows = ["| method | | sparsity s over the position x |", "|---|---|---|"]
+    assert re.findall(r"`(\w+)`", block) == list(METHODS)
+    rows = ["| method | | sparsity s and the rest |", "|---|---|---|"]
     for name, row in METHODS.items():
         source = f" ([{row.paper.short}]({row.paper.url}))" if row.paper is not None else ""
         rows.append(f"| `{name}` | {row.title}{source} | {row.formula} |")
-    assert block.splitlines() == rows
+    table = (PACKAGE / "METHODS.md").read_text(encoding="utf-8").splitlines()
+    assert [line for line in table if line.startswith("|")] == rows
 
 
-def test_the_readme_lists_the_ramps_criteria_and_scopes():
-    (line,) = re.findall(r"^Ramps: .*\n.*$", README, re.MULTILINE)
-    assert re.findall(r"`(\w+)`", line) == [*RAMPS, *CRITERIA, *SCOPES]
+def test_the_readme_lists_what_else_can_be_chosen():
+    (lines,) = re.findall(r"^Ramps: (?:.*\n){3}", README, re.MULTILINE)
+    assert re.findall(r"`(\w+)`", lines) == [*RAMPS, *CRITERIA, *SCOPES, *PRUNED_WEIGHTS]
 
 
 def test_schedules_need_the_standard_library_only():

@@ -1,85 +1,12 @@
-"""Weight (and gradient) -> scores: one number per weight, the lowest is pruned first.
-
-To add one, register a function of the weight, or of weight and gradient if it needs both:
-
-    @criterion("square", is_signed=False, is_elementwise=True)
-    def square(weight: Tensor) -> Tensor:
-        return weight**2
-
-or, where scores depend on more than that, a subclass of `Criterion`.
-"""
+"""The criteria that score a weight by its present values: weight, gradient, second moment."""
 
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-CRITERIA: dict[str, type["Criterion"]] = {}
-"""Every criterion under the name that `PruningConfig.criterion` takes."""
-
-_Scorer = TypeVar("_Scorer", bound=Callable[..., Any])
-
-
-def criterion(name: str, **traits: bool) -> Callable[[_Scorer], _Scorer]:
-    """Register a function or a subclass of `Criterion` under `name`.
-
-    Args:
-        name: what `PruningConfig(criterion=...)` calls it.
-        **traits: for a function: `is_signed`, `is_elementwise`, `needs_gradient` (see `Criterion`).
-    """
-
-    def register(scorer: _Scorer) -> _Scorer:
-        made: Any = scorer
-        is_class = isinstance(scorer, type) and issubclass(scorer, Criterion)
-        CRITERIA[name] = made if is_class else _from_function(made, traits)
-        return scorer
-
-    return register
-
-
-@dataclass
-class Criterion:
-    """Scores one weight at a time, on demand; a pruning step asks several times for each.
-
-    Between two optimizer steps the same question must get the same answer.
-    """
-
-    seed: int = 0
-    """Only read by criteria that draw numbers; the same on every rank."""
-
-    is_signed = True
-    """Whether a score may have its sign bit set; False makes the selection faster."""
-    is_elementwise = False
-    """Whether `score` may be given a few rows of a weight at a time; True saves memory and time."""
-    needs_gradient = False
-    """Whether `score` reads the gradient."""
-
-    def begin_cycle(self, cycle: int) -> None:
-        """Called before the scores of a pruning step in this cycle, 0..k-1."""
-
-    def score(self, name: str, weight: Tensor, gradient: Tensor | None = None) -> Tensor:
-        """Return scores shaped as `weight`, in any floating dtype; they are compared in fp32.
-
-        Args:
-            name: of the weight in the model.
-            weight: the values after the optimizer's step.  # (O, I), or some rows of it
-            gradient: the one that the step was taken with, shaped as `weight`; None unless
-                `needs_gradient` is True.
-        """
-        raise NotImplementedError
-
-
-def _from_function(function: Callable[..., Tensor], traits: dict[str, bool]) -> type[Criterion]:
-    """A criterion that asks a function of the weight, or of weight and gradient."""
-
-    def score(self: Criterion, name: str, weight: Tensor, gradient: Tensor | None = None) -> Tensor:
-        return function(weight, gradient) if self.needs_gradient else function(weight)
-
-    members = {"score": score, "__doc__": function.__doc__, **traits}
-    return type(function.__name__, (Criterion,), members)
+from hf_cyclprune.pruning.criterion import Criterion, Rows, criterion
 
 
 @criterion("magnitude", is_signed=False, is_elementwise=True)
@@ -88,16 +15,32 @@ def magnitude(weight: Tensor) -> Tensor:
     return weight.abs()
 
 
-@criterion("gradient", is_signed=False, is_elementwise=True, needs_gradient=True)
-def gradient_magnitude(weight: Tensor, gradient: Tensor) -> Tensor:
-    """|g|, the gradient that the last optimizer step was taken with."""
+@criterion("gradient", is_signed=False, is_elementwise=True)
+def gradient_magnitude(gradient: Tensor) -> Tensor:
+    """|g|, the gradient that the last optimizer step was taken with; as regrowth it is RigL's."""
     return gradient.abs()
 
 
-@criterion("taylor", is_signed=False, is_elementwise=True, needs_gradient=True)
+@criterion("taylor", is_signed=False, is_elementwise=True)
 def taylor(weight: Tensor, gradient: Tensor) -> Tensor:
-    """|w g|, the first-order change of the loss when w is removed (https://arxiv.org/abs/1611.06440)."""
+    """|w g|, the first-order change of the loss when w is removed (https://arxiv.org/abs/1611.06440).
+
+    Of a pruned weight that would come back with nearly zero it is nearly zero, whatever the
+    gradient: with `pruned_weights="stored"` or "latent" it sees the value that was kept.
+    """
     return (weight * gradient).abs()
+
+
+@criterion("fisher", is_signed=False, is_elementwise=True)
+def fisher(weight: Tensor, second_moment: Tensor) -> Tensor:
+    """w^2 v, with v the mean squared gradient: twice the rise of the loss when w is removed, to the
+    second order and with the diagonal of the empirical Fisher matrix in place of the Hessian
+    (Theis et al. 2018, https://arxiv.org/abs/1801.05787; the diagonal of Optimal Brain Surgeon).
+
+    v is Adam's second moment, which costs neither time nor memory. Scores of different matrices
+    can be compared, so `scope="global"` makes sense with it.
+    """
+    return (weight.float().square() * second_moment).abs()  # abs: a NaN may have a sign
 
 
 @criterion("random")
@@ -115,10 +58,10 @@ class Random(Criterion):
     def begin_cycle(self, cycle: int) -> None:
         self.cycle = cycle
 
-    def score(self, name: str, weight: Tensor, gradient: Tensor | None = None) -> Tensor:
-        seed = zlib.crc32(f"{self.seed}/{self.cycle}/{name}".encode())
+    def score(self, rows: Rows) -> Tensor:
+        seed = zlib.crc32(f"{self.seed}/{self.cycle}/{rows.name}".encode())
         generator = torch.Generator().manual_seed(seed)
-        return torch.rand(weight.shape, generator=generator).to(weight.device)
+        return torch.rand(rows.weight.shape, generator=generator).to(rows.weight.device)
 
 
 class FirstCycle(Criterion):
@@ -130,18 +73,25 @@ class FirstCycle(Criterion):
     """
 
     def __init__(self, first: Criterion, then: Criterion) -> None:
-        super().__init__(seed=then.seed)
+        super().__init__(seed=then.seed, memory=then.memory)
         self._first, self._then = first, then
+        self.observes = then.observes
         self._use(then)
 
     def _use(self, now: Criterion) -> None:
         self._now = now
         self.is_signed, self.is_elementwise = now.is_signed, now.is_elementwise
-        self.needs_gradient = now.needs_gradient
+        self.reads = now.reads  # type: ignore[misc]
 
     def begin_cycle(self, cycle: int) -> None:
         self._use(self._first if cycle == 0 else self._then)
         self._now.begin_cycle(cycle)
 
-    def score(self, name: str, weight: Tensor, gradient: Tensor | None = None) -> Tensor:
-        return self._now.score(name, weight, gradient)
+    def attach(self, modules: dict[str, nn.Module]) -> None:
+        self._then.attach(modules)
+
+    def observe(self, name: str, weight: Tensor, gradient: Tensor) -> None:
+        self._then.observe(name, weight, gradient)
+
+    def score(self, rows: Rows) -> Tensor:
+        return self._now.score(rows)

@@ -1,4 +1,4 @@
-"""One pruning step: the only place where schedule, criterion, pattern and targets meet.
+"""One optimizer step of pruning: where schedule, criterion, pattern and targets meet.
 
 Projected gradient descent with a sparsity that varies in time (Srinivas et al. 2022,
 https://arxiv.org/abs/2202.01290, algorithm 1). After every optimizer step t
@@ -7,7 +7,7 @@ https://arxiv.org/abs/2202.01290, algorithm 1). After every optimizer step t
     w <- w * M
 
 so that a pruned weight, which the optimizer has just moved away from zero, competes with the
-others by what that one update made of it.
+others by what that one update made of it. `Recovery` says how else it may come back.
 """
 
 from collections.abc import Iterable, Mapping
@@ -15,21 +15,25 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
-from hf_cyclprune.pruning.criteria import Criterion
+from hf_cyclprune.pruning.criterion import Criterion
+from hf_cyclprune.pruning.observation import Observation
 from hf_cyclprune.pruning.patterns import Pattern
+from hf_cyclprune.pruning.ranking import Ranking
+from hf_cyclprune.pruning.readiness import are_ready
+from hf_cyclprune.pruning.recovery import Recovery
 from hf_cyclprune.pruning.schedules import Schedule
-from hf_cyclprune.pruning.selection import CHUNK, HIGHEST_KEY, order_keys, prune_lowest_
-
-_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(frozen=True)
 class PruningStep:
-    """The outcome of `Pruner.step`: how many groups got new masks, and whether it was a reset."""
+    """The outcome of `Pruner.step`."""
 
     num_recomputed: int = 0
+    """Groups that got new masks."""
     is_reset: bool = False
+    """Whether weights were let back: at a reset, or by an exchange at an edge."""
 
 
 @dataclass
@@ -37,20 +41,28 @@ class Pruner:
     """Masks of the targets, recomputed by `schedule` and applied after every optimizer step.
 
     A **reset** is a pruning step that lowers the number of pruned weights of a group. It only frees
-    weights: all kept ones stay, and of the pruned ones those with the highest scores return. A
-    reset waits until the optimizer has moved a pruned weight of the group. After a step with a
-    learning rate of 0, or one skipped for an overflow, all pruned weights are still zero, and they
-    would return in the order of their index. A late reset uses the sparsity of its own step.
-
-    With a criterion that reads gradients, every pruning step waits for finite ones in this way.
+    weights: all kept ones stay, and of the pruned ones those with the highest scores return. Where
+    they return from zero, a reset waits until the optimizer has moved a pruned weight of the group.
+    After a step with a learning rate of 0, or one skipped for an overflow, all pruned weights are
+    still zero, and they would return in the order of their index. A late reset uses the sparsity of
+    its own step. With a criterion that reads gradients every pruning step waits for finite ones in
+    this way, and with one that averages over steps, for the first steps of the run.
 
     If the schedule never recomputes masks, the zeros of the weights are the masks.
+
+    A loop of your own calls, around every optimizer step t = 1, 2, 3,
+
+        pruner.begin_step(t)     # before the forward pass, for pruned_weights="decay"
+        pruner.before_update(t)  # before optimizer.step(), for all but the simplest methods
+        pruner.step(t)           # after it
 
     Args:
         targets: name -> weight, pruned in place.
         schedule: optimizer step -> sparsity.
         criterion: weight -> scores.
         pattern: scores -> masks.
+        recovery: what a pruned weight is meanwhile, and how it comes back.
+        optimizer: moves the weights; its second moments are read if a criterion needs them.
 
     Raises:
         ValueError: n:m does not fit a weight; there are no zeros to keep.
@@ -60,12 +72,16 @@ class Pruner:
     schedule: Schedule
     criterion: Criterion
     pattern: Pattern
+    recovery: Recovery = Recovery()
+    optimizer: Optimizer | None = None
     masks: dict[str, Tensor] = field(init=False)
     """Name -> bool, shaped as the weight, True = kept."""
     num_pruned: list[int] = field(init=False)
     """Pruned weights of each group, by `masks`."""
     pending: set[int] = field(init=False, default_factory=set)
     """Groups whose pruning step is due but waits."""
+    num_returned: Tensor = field(init=False)
+    """How often a pruned weight came back so far; int64, on the device of the weights."""
 
     def __post_init__(self) -> None:
         self.shapes = {name: tuple(weight.shape) for name, weight in self.targets.items()}
@@ -76,6 +92,7 @@ class Pruner:
             for name, weight in self.targets.items()
         }
         self.num_pruned = [0] * len(self.groups)
+        self.num_returned = next(iter(self.masks.values())).new_zeros((), dtype=torch.int64)
         if self.schedule.keeps_zeros:
             self.take_zeros()
             if not any(self.num_pruned):
@@ -83,6 +100,12 @@ class Pruner:
                     "The model has no zeros to keep in its target weights. Load a pruned model, or "
                     "choose a method that prunes and a sparsity."
                 )
+        self.policy = self.recovery.policy(self.targets, self.masks, self.recovery.decay)
+        self.policy.start()
+        regrowth = self.recovery.regrowth
+        criteria = [self.criterion, *([regrowth.criterion] if regrowth is not None else [])]
+        self.observation = Observation(self.policy, criteria, self.optimizer)
+        self.ranking = Ranking(self.policy, self.observation.moments, self.pattern)
 
     @property
     def num_weights(self) -> int:
@@ -121,6 +144,21 @@ class Pruner:
         ]
 
     @torch.no_grad()
+    def begin_step(self, t: int) -> None:
+        """Prepare the forward pass of optimizer step t."""
+        if self.policy.opens_before == "forward" and self.recovery.is_flowing(t, self.schedule):
+            self.policy.open_()
+
+    @torch.no_grad()
+    def before_update(self, t: int) -> None:
+        """Observe the gradients of optimizer step t, clipped and unscaled, before it is taken."""
+        if self.policy.opens_before == "update" and self.recovery.is_flowing(t, self.schedule):
+            self.policy.open_()
+        self.observation.observe()
+        if self.policy.is_open:
+            self.policy.before_update()
+
+    @torch.no_grad()
     def step(self, t: int) -> PruningStep:
         """Recompute the masks if they are due after optimizer step t = 1, 2, 3, and apply them.
 
@@ -128,115 +166,80 @@ class Pruner:
         masks are due, this is one pass over the weights that does not wait for the device.
         """
         due = set(range(len(self.groups))) if self.schedule.is_pruning_step(t) else self.pending
-        done = self._prune(due, t) if due else PruningStep()
-        self.apply_masks_()
+        done = PruningStep()
+        if due:
+            self.policy.open_()
+            done = self._prune(due, t)
+        self.policy.close_(self.recovery.position(t, self.schedule))
         return done
 
     @torch.no_grad()
     def apply_masks_(self) -> None:
-        """Set every pruned weight to +0.0 in place, even one that holds NaN or infinity."""
-        for name, weight in self.targets.items():
-            # Bits times 0 or 1: `weight * mask` would leave -0.0 and NaN behind.
-            weight.detach().view(_BITS[weight.element_size()]).mul_(self.masks[name])
+        """Set every pruned weight to +0.0 in place, even one that holds NaN or infinity.
+
+        Values that were put back for a step that is not going to be taken are kept for the next.
+        """
+        self.policy.close_(0.0)
 
     @torch.no_grad()
-    def find_unmasked(self) -> str | None:
-        """The first target with a pruned weight that is not +0.0; None if there is none."""
-        for name, weight in self.targets.items():
-            bits = weight.detach().view(_BITS[weight.element_size()])
-            if bool((bits * ~self.masks[name]).any()):
-                return name
-        return None
-
     def prune_to(self, sparsity: float) -> None:
         """Compute masks at this sparsity and apply them, for pruning without training."""
-        with torch.no_grad():
-            self._recompute(dict(enumerate(self.demand(sparsity))))
-            self.apply_masks_()
+        for g, n in enumerate(self.demand(sparsity)):
+            self._recompute(g, n)
+        self.policy.mask_()
 
     def _prune(self, due: Iterable[int], t: int) -> PruningStep:
         self.criterion.begin_cycle(self.schedule.cycle(t))
+        self.ranking.expire(t)
         demand = self.demand(self.schedule.sparsity_at(t))
-        is_ready = self._are_ready(due, demand)
+        is_ready = dict.fromkeys(due, False)
+        if self.observation.is_warm(t, self.schedule.total_steps):
+            masks = {g: {name: self.masks[name] for name in self.groups[g]} for g in due}
+            from_zero = {g for g in due if demand[g] < self.num_pruned[g]}
+            if self.policy.keeps_values:
+                from_zero = set()
+            is_ready = are_ready(self.targets, masks, from_zero, self.observation.reads)
         self.pending = {g for g in due if not is_ready[g]}
         ready = {g: demand[g] for g in due if is_ready[g]}
         # Totals are compared: with erk one group's count can fall by one while the total grows.
         is_reset = sum(ready.values()) < sum(self.num_pruned[g] for g in ready)
-        self._recompute(ready)
-        return PruningStep(len(ready), is_reset)
+        before = {name: self.masks[name].clone() for g in ready for name in self.groups[g]}
+        for g, n in ready.items():
+            self._recompute(g, n)
+        is_exchange = self._exchange(ready, t) if ready else False
+        for name, mask in before.items():  # `>` on bools is "and not"
+            self.num_returned += (self.masks[name] > mask).sum()
+        return PruningStep(len(ready), is_reset or is_exchange)
 
-    def _are_ready(self, due: Iterable[int], demand: list[int]) -> dict[int, bool]:
-        """Whether each due group can be pruned now; waits for the device once at most."""
-        checks = {g: self._checks(g, is_reset=demand[g] < self.num_pruned[g]) for g in due}
-        asked = [g for g, check in checks.items() if check is not None]
-        answers = torch.stack([c for c in checks.values() if c is not None]) if asked else None
-        ready = dict.fromkeys(checks, True)
-        if answers is not None:
-            ready.update(zip(asked, answers.tolist(), strict=True))
-        return ready
+    def _exchange(self, ready: Mapping[int, int], t: int) -> bool:
+        """Let weights return by the regrowth's criterion; return whether it was at an edge."""
+        regrowth = self.recovery.regrowth
+        share = regrowth.share(t, self.schedule) if regrowth is not None else 0.0
+        if regrowth is None or not share:
+            return False
+        regrowth.criterion.begin_cycle(t)  # one that draws numbers draws them anew in every step
+        until = t + regrowth.protected_steps(t, self.schedule)
+        for g, n in ready.items():
+            num_dropped = int(share * (self._size(g) - n))
+            if num_dropped and n:
+                names, drops = self.groups[g], self.criterion
+                self.ranking.exchange_(names, n, num_dropped, drops, regrowth.criterion, until)
+        regrowth.criterion.forget()
+        return regrowth.only_at_edges
 
-    def _checks(self, group: int, *, is_reset: bool) -> Tensor | None:
-        """A bool on the device that allows to prune this group now; None if nothing forbids it."""
-        weights = {name: self.targets[name] for name in self.groups[group]}
-        conditions = []
-        if is_reset:  # some pruned weight has moved; `>` on bools is "and not"
-            moved = [((w != 0) > self.masks[name]).any() for name, w in weights.items()]
-            conditions.append(torch.stack(moved).any())
-        if self.criterion.needs_gradient:
-            gradients = [w.grad for w in weights.values() if w.grad is not None]
-            conditions += [gradient.isfinite().all() for gradient in gradients]
-        return torch.stack(conditions).all() if conditions else None
-
-    def _recompute(self, demand: Mapping[int, int]) -> None:
-        """Make new masks for some groups, which prune the lowest `demand[group]` keys of each."""
-        for g, n in demand.items():
-            if n in (0, self._size(g)):
-                for name in self.groups[g]:
-                    self.masks[name].fill_(n == 0)
-            else:
-                self._recompute_group(g, n)
-            self.num_pruned[g] = n
-
-    def _recompute_group(self, group: int, num_pruned: int) -> None:
-        is_reset = num_pruned < self.num_pruned[group]
-        names = self.groups[group]
-        blocks = [(name, rows) for name in names for rows in self._blocks(name)]
-
-        def score() -> Iterable[Tensor]:
-            return (self._keys(name, rows, is_reset) for name, rows in blocks)
-
-        # The keys of one target are small enough to keep; those of several are made anew.
-        keys = score if len(names) > 1 else list(score()).copy
-        masks = (self.masks[name][rows].view(-1) for name, rows in blocks)
-        prune_lowest_(masks, keys, num_pruned)
-
-    def _blocks(self, name: str) -> list[slice]:
-        """Split a target into the rows that are scored at a time: on a CPU they fit its cache."""
-        weight = self.targets[name]
-        if not (weight.is_cpu and self.criterion.is_elementwise):
-            return [slice(None)]
-        num_rows = max(1, CHUNK // max(1, weight[0].numel()))
-        return [slice(i, i + num_rows) for i in range(0, len(weight), num_rows)]
-
-    def _keys(self, name: str, rows: slice, is_reset: bool) -> Tensor:
-        """Return the flat keys of some rows of a target, the highest where none may be pruned."""
-        weight = self.targets[name]
-        block = weight.detach()[rows]
-        gradient = self._gradient(name)[rows] if self.criterion.needs_gradient else None
-        scores = self.criterion.score(name, block, gradient)
-        keys = order_keys(scores, is_signed=self.criterion.is_signed)
-        if is_reset:
-            keys = keys.masked_fill(self.masks[name][rows].view(-1), HIGHEST_KEY)
-        return self.pattern.protect(keys, block.shape)
-
-    def _gradient(self, name: str) -> Tensor:
-        gradient = self.targets[name].grad
-        if gradient is None:
-            raise ValueError(
-                f"The criterion needs a gradient of every target weight, but '{name}' has none. "
-                "Use criterion='magnitude', or leave this weight out with ignore=."
-            )
-        return gradient
+    def _recompute(self, group: int, num_pruned: int) -> None:
+        """Make new masks for a group, which prune its lowest weights."""
+        names, before = self.groups[group], self.num_pruned[group]
+        self.num_pruned[group] = num_pruned
+        if num_pruned in (0, self._size(group)):
+            for name in names:
+                self.masks[name].fill_(num_pruned == 0)
+            return
+        is_reset, criterion = num_pruned < before, self.criterion
+        if self.recovery.regrowth is not None and is_reset:
+            criterion = self.recovery.regrowth.criterion
+        may_return = is_reset or self.recovery.regrowth is None
+        self.ranking.prune_(names, num_pruned, criterion, is_reset=is_reset, may_return=may_return)
 
     def _size(self, group: int) -> int:
         return sum(self.targets[name].numel() for name in self.groups[group])

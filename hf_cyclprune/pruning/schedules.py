@@ -72,7 +72,7 @@ class Schedule:
         levels: a name in `LEVELS`.
         rise_ratio: in [0, 1], rising levels only; the share of the run in which the level climbs.
         interval_steps: optimizer steps between two pruning steps of a climb (the paper's Delta t);
-            None chooses clamp(round(L' / 40), 1, 100).
+            None chooses clamp(round(L' / 40), 1, 100), with the cycle's length where L' is 0.
         recompute: a name in `RECOMPUTE`.
         initial_sparsity: in [0, sparsity]; where the first climb begins.
 
@@ -163,7 +163,8 @@ class Schedule:
         if self.interval_steps is not None:
             return self.interval_steps
         ratio = self.rise_ratio if self.levels == "rising" else self.ramp_ratio
-        typical = _climb(ratio, round(self.total_steps / self.num_cycles))
+        length = round(self.total_steps / self.num_cycles)
+        typical = _climb(ratio, length) or length
         return min(max(round(typical / 40), 1), 100)
 
     def sparsity_at(self, t: int) -> float:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 HIGHEST_KEY = torch.iinfo(torch.int32).max
+LOWEST_KEY = torch.iinfo(torch.int32).min  # below minus infinity's bits
 NAN_KEY = 0x7F80_0001  # above infinity's bits, below the key of what is protected
 DIGITS = 1 << 16
 CHUNK = 1 << 18  # keys counted at a time on a CPU: few enough for a core's cache

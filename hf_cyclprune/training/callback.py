@@ -112,7 +112,14 @@ class PruningCallback(TrainerCallback):
                 "lr_restarts=False.",
                 stacklevel=1,
             )
-        self.run = PruningRun.start(config, kwargs["model"], args, state, self.resume_folder)
+        model, optimizer = kwargs["model"], kwargs.get("optimizer")
+        self.run = PruningRun.start(config, model, args, state, self.resume_folder, optimizer)
+
+    def on_pre_optimizer_step(
+        self, args: Args, state: State, control: Control, **kwargs: object
+    ) -> None:
+        if self.run is not None:
+            self.run.pruner.before_update(state.global_step + 1)
 
     def on_optimizer_step(
         self, args: Args, state: State, control: Control, **kwargs: object
@@ -137,6 +144,8 @@ class PruningCallback(TrainerCallback):
 
     def on_step_begin(self, args: Args, state: State, control: Control, **kwargs: object) -> None:
         self._close_cycle(args, state)
+        if self.run is not None:
+            self.run.pruner.begin_step(state.global_step + 1)
 
     def _close_cycle(self, args: Args, state: State) -> None:
         """Show the line of the cycle that is open, if there is one.

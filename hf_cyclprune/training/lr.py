@@ -22,6 +22,7 @@ def get_restarting_scheduler(
     schedule: Schedule,
     num_warmup_steps: int = 0,
     scheduler_specific_kwargs: dict[str, Any] | None = None,
+    restart_decay: float = 1.0,
 ) -> LambdaLR:
     """Return the learning-rate schedule `name`, run from start to end in every cycle.
 
@@ -34,6 +35,7 @@ def get_restarting_scheduler(
         schedule: the pruning schedule, whose edges are the restarts.
         num_warmup_steps: optimizer steps of warm-up in each cycle; at most its climb.
         scheduler_specific_kwargs: as for `transformers.get_scheduler`.
+        restart_decay: in [0, 1]; every cycle has this factor of the rates of the one before.
 
     Raises:
         ValueError: a schedule that cannot restart, or a warm-up longer than the climb.
@@ -50,7 +52,7 @@ def get_restarting_scheduler(
     def factor(finished_steps: int) -> float:
         cycle = schedule.cycle(finished_steps + 1)
         u = finished_steps - schedule.edges[cycle]
-        return factors[schedule.cycle_length(cycle)](u)
+        return factors[schedule.cycle_length(cycle)](u) * restart_decay**cycle
 
     factor.num_restarts = schedule.num_cycles - 1  # type: ignore[attr-defined]
     return LambdaLR(optimizer, factor)
@@ -79,8 +81,8 @@ def make_scheduler(
     schedule = config.build_schedule(total_steps)
     warmup_steps = args.get_warmup_steps(schedule.cycle_length(0))
     kwargs: Any = args.lr_scheduler_kwargs
-    name = args.lr_scheduler_type
-    return get_restarting_scheduler(name, optimizer, schedule, warmup_steps, kwargs)
+    name, decay = args.lr_scheduler_type, config.plan.restart_decay
+    return get_restarting_scheduler(name, optimizer, schedule, warmup_steps, kwargs, decay)
 
 
 def check_warmup(num_warmup_steps: int, schedule: Schedule) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 from hf_cyclprune.pruning.masks import unpack_mask
 from hf_cyclprune.pruning.pruner import Pruner
+from hf_cyclprune.pruning.snapshot import restore_snapshot, take_snapshot
 from hf_cyclprune.training.state import PruningState
 
 
@@ -23,6 +24,7 @@ def restore_masks(pruner: Pruner, saved: PruningState) -> None:
     for name, packed in saved.masks.items():
         pruner.masks[name].copy_(unpack_mask(packed, pruner.shapes[name]))
     pruner.count_pruned()
+    restore_snapshot(pruner, saved.snapshot)
     pending = set(saved.pending)
     pruner.pending = {g for g, names in enumerate(pruner.groups) if pending & set(names)}
 
@@ -50,6 +52,15 @@ def warn_of_changes(saved: PruningState, config: dict[str, Any], total_steps: in
             stacklevel=2,
         )
     return bool(changes)
+
+
+def check_rebuildable(pruner: Pruner) -> None:
+    """Raise a ValueError if zeros do not tell all that a run needs to go on."""
+    if take_snapshot(pruner).keys() - {"num_returned"}:
+        raise ValueError(
+            "The run cannot be resumed from the zeros of its model alone, since its method also "
+            "remembers values of pruned weights or gradients. Use PruningTrainer, which saves them."
+        )
 
 
 def masks_from_zeros(pruner: Pruner, step: int) -> None:

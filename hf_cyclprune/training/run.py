@@ -5,17 +5,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import nn
+from torch.optim import Optimizer
 from transformers import TrainerState, TrainingArguments
 
 from hf_cyclprune.config import PruningConfig, config_to_dict
 from hf_cyclprune.pruning.masks import pack_mask
 from hf_cyclprune.pruning.pruner import Pruner
+from hf_cyclprune.pruning.snapshot import take_snapshot
 from hf_cyclprune.pruning.targets import check_finite, find_targets
 from hf_cyclprune.reporting.cycles import CycleHistory
 from hf_cyclprune.reporting.numbers import percent
 from hf_cyclprune.reporting.report import CHECKED_PATTERNS, SparsityReport
 from hf_cyclprune.training.prerequisites import check_engine, warn_of_zeros
 from hf_cyclprune.training.resume import (
+    check_rebuildable,
     is_at_target,
     masks_from_zeros,
     restore_masks,
@@ -40,6 +43,7 @@ class PruningRun:
         args: TrainingArguments,
         state: TrainerState,
         checkpoint: Path | None,
+        optimizer: Optimizer | None = None,
     ) -> "PruningRun":
         """Begin a run or, if the Trainer's state has steps behind it, resume one.
 
@@ -51,7 +55,7 @@ class PruningRun:
         targets = find_targets(model, config.targets, config.ignore)
         check_engine(args, targets)
         check_finite(targets)
-        run = cls(config, config.build_pruner(targets, state.max_steps))
+        run = cls(config, config.build_pruner(targets, state.max_steps, optimizer))
         if state.global_step > 0:
             run._resume(state, checkpoint)
         elif run.has_cycles:
@@ -75,6 +79,7 @@ class PruningRun:
                     # The new schedule may have no pruning step left: prune after the next step.
                     self.pruner.pending = set(range(len(self.pruner.groups)))
         elif self.has_cycles:
+            check_rebuildable(self.pruner)
             masks_from_zeros(self.pruner, state.global_step)
         self._forget_best_off_target(state)
 
@@ -116,6 +121,7 @@ class PruningRun:
             pending=[pruner.groups[g][0] for g in sorted(pruner.pending)],
             history=self.history.to_dict(),
             reference=self.history.reference,
+            snapshot=take_snapshot(pruner),
         )
         save_state(state, folder)
 
@@ -156,7 +162,7 @@ class PruningRun:
 
     def warn_if_unmasked(self) -> None:
         """Warn if a pruned weight is not zero, since a saved model would hold that value."""
-        name = self.pruner.find_unmasked()
+        name = self.pruner.policy.find_unmasked()
         if name is not None:
             warnings.warn(
                 f"The model is saved with non-zero values where '{name}' is pruned: something "

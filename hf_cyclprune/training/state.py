@@ -4,6 +4,7 @@
 
     mask.NAME        uint8, ceil(numel / 8): bit i % 8 of byte i // 8 is 1 if weight i is kept
     reference.NAME   the same for the end of the previous cycle, where there was one
+    snapshot.KEY     what the method remembers of weights and gradients: see pruning/snapshot.py
 
 and in its metadata, under "pruning", a JSON object with the other fields of `PruningState`. A crash
 leaves the whole file or none.
@@ -22,6 +23,7 @@ from torch import Tensor
 from hf_cyclprune.files import STATE_NAME, whole_file
 
 FORMAT_VERSION = 1
+_PREFIXES = {"mask": "masks", "reference": "reference", "snapshot": "snapshot"}
 
 
 @dataclass
@@ -40,14 +42,17 @@ class PruningState:
     """The cycles so far, as JSON."""
     reference: dict[str, Tensor] = field(default_factory=dict)
     """Name -> packed bits of the masks at the previous cycle's end."""
+    snapshot: dict[str, Tensor] = field(default_factory=dict)
+    """What `take_snapshot` returned."""
 
 
 def save_state(state: PruningState, folder: str | Path) -> Path:
     """Write the state into `folder`, which is created if needed; return the file's path."""
     path = Path(folder) / STATE_NAME
     others = {"format_version": FORMAT_VERSION, **vars(state)}
-    tensors = {f"mask.{name}": packed for name, packed in others.pop("masks").items()}
-    tensors |= {f"reference.{name}": packed for name, packed in others.pop("reference").items()}
+    tensors: dict[str, Tensor] = {}
+    for prefix, kept in _PREFIXES.items():
+        tensors |= {f"{prefix}.{name}": tensor for name, tensor in others.pop(kept).items()}
     with whole_file(path) as temporary:
         save_file(tensors, temporary, metadata={"pruning": json.dumps(others)})
     return path
@@ -68,8 +73,8 @@ def load_state(folder: str | Path) -> PruningState | None:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         version = others.pop("format_version")
         if version == FORMAT_VERSION:
-            masks, reference = _strip("mask.", tensors), _strip("reference.", tensors)
-            return PruningState(masks=masks, reference=reference, **others)
+            parts: Any = {kept: _strip(f"{prefix}.", tensors) for prefix, kept in _PREFIXES.items()}
+            return PruningState(**parts, **others)
     except (SafetensorError, KeyError, AttributeError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(
             f"The pruning state {path} cannot be read ({error}). Resume from another checkpoint."

@@ -109,6 +109,9 @@ class PruningTrainer(Trainer):
             if self.pruning_run is not None:
                 self.pruning_run.warn_if_off_target(self.state)
             raise
+        finally:
+            if self.pruner is not None and self.pruner.policy.is_open:  # a step had begun
+                self.pruner.apply_masks_()
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         config = self._prepare_run()

@@ -16,7 +16,7 @@ import torch
 from torch.nn.utils import prune
 
 from hf_cyclprune import Pruner, Schedule
-from hf_cyclprune.pruning.criteria import CRITERIA
+from hf_cyclprune.pruning.criterion import CRITERIA
 from hf_cyclprune.pruning.patterns import Unstructured
 
 SPARSITY = 0.9

@@ -65,10 +65,11 @@ class Toy:
     def _draw(self, shape: tuple[int, ...]) -> Tensor:
         return torch.randn(shape, generator=self.generator)
 
-    def train_step(self, lr: float = 0.1) -> None:
+    def train_step(self, lr: float = 0.1, before_update: Callable[[], None] = lambda: None) -> None:
         for weight in self.targets.values():
             weight.grad = self._draw(tuple(weight.shape)).to(weight.dtype)
         self.optimizer.param_groups[0]["lr"] = lr
+        before_update()
         self.optimizer.step()
 
     def copies(self) -> dict[str, Tensor]:
@@ -77,7 +78,7 @@ class Toy:
     def run(self, pruner, total_steps: int) -> Iterator[tuple[int, dict[str, Tensor], object]]:
         """After every step: t, the weights before the pruner saw them, what the pruner did."""
         for t in range(1, total_steps + 1):
-            self.train_step()
+            self.train_step(before_update=lambda t=t: pruner.before_update(t))
             before = self.copies()
             yield t, before, pruner.step(t)
 

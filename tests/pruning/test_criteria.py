@@ -5,7 +5,8 @@ import sys
 import pytest
 import torch
 
-from hf_cyclprune.pruning.criteria import CRITERIA, Criterion, FirstCycle, criterion
+from hf_cyclprune.pruning.criteria import FirstCycle
+from hf_cyclprune.pruning.criterion import CRITERIA, Criterion, Rows, criterion
 from hf_cyclprune.pruning.patterns import Unstructured
 from hf_cyclprune.pruning.pruner import Pruner
 from hf_cyclprune.pruning.schedules import Schedule
@@ -24,9 +25,22 @@ def weight_with_gradient(dtype=torch.float32, *, hostile=False):
     return weight
 
 
+def rows_of(weight, name="layer.weight"):
+    """All that can be known of a weight; its squared gradient is the second moment."""
+    kept, gradient = torch.ones_like(weight, dtype=torch.bool), weight.grad
+    moment = None if gradient is None else gradient.float() ** 2
+    return Rows(name, weight.detach(), kept, gradient, moment)
+
+
+def observed(criterion, weight, name="layer.weight"):
+    if weight.grad is not None:
+        criterion.observe(name, weight.detach(), weight.grad.nan_to_num(0.0, 0.0, 0.0))
+    return criterion
+
+
 def score(name, weight, **options):
     with torch.no_grad():
-        return CRITERIA[name](**options).score("layer.weight", weight, weight.grad)
+        return observed(CRITERIA[name](**options), weight).score(rows_of(weight))
 
 
 @pytest.mark.parametrize("name", CRITERIA)
@@ -43,10 +57,10 @@ def test_every_criterion_answers_the_same_when_it_is_asked_again(name):
     weight = weight_with_gradient()
     criterion = CRITERIA[name]()
     criterion.begin_cycle(1)
-    first = criterion.score("a", weight, weight.grad)
-    criterion.score("b", weight, weight.grad)
+    first = observed(criterion, weight, "a").score(rows_of(weight, "a")).clone()
+    criterion.score(rows_of(weight, "b"))
     criterion.begin_cycle(1)
-    assert torch.equal(criterion.score("a", weight, weight.grad), first)
+    assert torch.equal(criterion.score(rows_of(weight, "a")), first)
 
 
 @pytest.mark.parametrize("name", CRITERIA)
@@ -71,7 +85,7 @@ def test_a_criterion_that_promises_no_sign_bits_has_none(name, dtype):
 def test_a_criterion_that_needs_gradients_says_so_and_names_the_weight_without(name):
     weight = torch.nn.Parameter(torch.ones(2, 2))
     pruner = Pruner({"layer.weight": weight}, Schedule(0.5, 1), CRITERIA[name](), Unstructured())
-    if not CRITERIA[name].needs_gradient:
+    if not CRITERIA[name].reads:
         pruner.prune_to(0.5)
         assert weight.count_nonzero() == 2
         return
@@ -99,7 +113,7 @@ def test_random_scores_are_uniform_and_differ_between_cycles_names_and_seeds():
     for seed, cycle, name in [(0, 0, "a"), (0, 1, "a"), (0, 0, "b"), (1, 0, "a")]:
         criterion = CRITERIA["random"](seed=seed)
         criterion.begin_cycle(cycle)
-        draws.append(criterion.score(name, weight).flatten())
+        draws.append(criterion.score(rows_of(weight, name)).flatten())
         assert draws[-1].min() >= 0
         assert draws[-1].max() < 1
         assert draws[-1].mean() == pytest.approx(0.5, abs=0.02)
@@ -112,47 +126,49 @@ def test_random_scores_are_the_same_in_another_process_and_leave_the_global_gene
     state = torch.get_rng_state()
     program = (
         "import torch\n"
-        "from hf_cyclprune.pruning.criteria import CRITERIA\n"
-        "criterion = CRITERIA['random'](seed=5)\n"
+        "from hf_cyclprune.pruning.criteria import Random\n"
+        "from hf_cyclprune.pruning.criterion import Rows\n"
+        "criterion = Random(seed=5)\n"
         "criterion.begin_cycle(2)\n"
-        "print(criterion.score('layer.weight', torch.ones(3, 4)).tolist())\n"
+        "ones = torch.ones(3, 4)\n"
+        "print(criterion.score(Rows('layer.weight', ones, ones > 0)).tolist())\n"
     )
     command = [sys.executable, "-c", program]
     other = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     criterion = CRITERIA["random"](seed=5)
     criterion.begin_cycle(2)
-    assert other.strip() == str(criterion.score("layer.weight", torch.ones(3, 4)).tolist())
+    assert other.strip() == str(criterion.score(rows_of(torch.ones(3, 4))).tolist())
     assert torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.fixture
 def registry(monkeypatch):
-    monkeypatch.setattr("hf_cyclprune.pruning.criteria.CRITERIA", mine := dict(CRITERIA))
+    monkeypatch.setattr("hf_cyclprune.pruning.criterion.CRITERIA", mine := dict(CRITERIA))
     return mine
 
 
 def test_a_function_becomes_a_criterion_and_stays_a_function(registry):
-    @criterion("product", is_elementwise=True, needs_gradient=True)
+    @criterion("product", is_elementwise=True)
     def product(weight, gradient):
         """w g, signed."""
         return weight * gradient
 
     made = registry["product"](seed=3)
     assert made.is_elementwise
-    assert made.needs_gradient
+    assert made.reads == {"gradient"}
     assert made.is_signed
     assert made.seed == 3
     assert type(made).__doc__ == "w g, signed."
     ones = torch.ones(2, 2)
-    assert torch.equal(made.score("a", 2 * ones, 3 * ones), 6 * ones)
+    assert torch.equal(made.score(Rows("a", 2 * ones, ones > 0, 3 * ones)), 6 * ones)
     assert torch.equal(product(2 * ones, 3 * ones), 6 * ones)
 
 
 def test_a_class_is_registered_as_it_is(registry):
     @criterion("mine")
     class Mine(Criterion):
-        def score(self, name, weight, gradient=None):
-            return weight
+        def score(self, rows):
+            return rows.weight
 
     assert registry["mine"] is Mine
 
@@ -161,11 +177,9 @@ def test_the_first_cycle_can_have_a_criterion_of_its_own():
     both = FirstCycle(CRITERIA["random"](seed=1), CRITERIA["taylor"]())
     weight = weight_with_gradient()
     both.begin_cycle(0)
-    assert not both.needs_gradient
+    assert not both.reads
     random = CRITERIA["random"](seed=1)
-    assert torch.equal(both.score("a", weight), random.score("a", weight))
+    assert torch.equal(both.score(rows_of(weight)), random.score(rows_of(weight)))
     both.begin_cycle(1)
-    assert both.needs_gradient
-    assert torch.equal(
-        both.score("a", weight, weight.grad), CRITERIA["taylor"]().score("a", weight, weight.grad)
-    )
+    assert both.reads == {"gradient"}
+    assert torch.equal(both.score(rows_of(weight)), score("taylor", weight))

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_cyclprune.pruning.criteria import Criterion
+from hf_cyclprune.pruning.criterion import Criterion
 from hf_cyclprune.pruning.patterns import (
     NM,
     SCOPES,
@@ -31,8 +31,8 @@ class Given(Criterion):
 
     table: dict = field(default_factory=dict)
 
-    def score(self, name, weight, gradient=None):
-        return self.table[name]
+    def score(self, rows):
+        return self.table[rows.name]
 
 
 def masks_of(pattern, table, sparsity):

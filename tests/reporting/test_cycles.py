@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_cyclprune.pruning.criteria import CRITERIA
+from hf_cyclprune.pruning.criterion import CRITERIA
 from hf_cyclprune.pruning.masks import compare_masks, pack_mask
 from hf_cyclprune.pruning.patterns import Unstructured
 from hf_cyclprune.pruning.pruner import Pruner

@@ -7,8 +7,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import Trainer, TrainerCallback
 
-from hf_cyclprune import PruningCallback, PruningConfig, PruningTrainer
+from hf_cyclprune import CRITERIA, METHODS, PruningCallback, PruningConfig, PruningTrainer
 from hf_cyclprune.files import STATE_NAME
+from hf_cyclprune.pruning.pruned_weights import PRUNED_WEIGHTS
+from hf_cyclprune.pruning.snapshot import take_snapshot
 from hf_cyclprune.training.state import load_state
 
 # Two cycles of 20 steps, climbs of 16; with warm-up the edge, step 21, has a learning rate of 0.
@@ -142,6 +144,53 @@ def test_a_warmed_up_run_resumes_bit_identical(train):
     with pytest.raises(ConnectionAbortedError):
         run(train, "trainer", config, warmup=3, interrupt=ON_EDGE, save_steps=7)
     assert_same(whole, run(train, "trainer", config, warmup=3, resume=True, save_steps=7))
+
+
+@pytest.mark.parametrize(
+    ("method", "wanted"),
+    [(name, {"sparsity": 0.8}) for name in METHODS if name != "hold"]
+    + [(name, {"pattern": "1:4"}) for name in ("dpf", "rigl", "greg", "movement", "swap")],
+    ids=str,
+)
+def test_every_method_resumes_bit_identical(train, method, wanted):
+    config = PruningConfig(method=method, **wanted)
+    whole = run(train, "trainer", config)
+    with pytest.raises(ConnectionAbortedError):
+        run(train, "trainer", config, interrupt=INSIDE_RAMP, save_steps=INSIDE_RAMP)
+    resumed = run(train, "trainer", config, resume=True, save_steps=INSIDE_RAMP)
+    assert_same(whole, resumed)
+    assert snapshots_are_equal(whole.pruner, resumed.pruner)
+
+
+@pytest.mark.parametrize(
+    ("criterion", "pruned_weights"),
+    [(name, "stored") for name in CRITERIA] + [("fisher", name) for name in PRUNED_WEIGHTS],
+)
+def test_every_policy_and_criterion_resumes_bit_identical(train, criterion, pruned_weights):
+    options = {"criterion": criterion, "pruned_weights": pruned_weights, "pruned_decay": 0.01}
+    regrowth = {"regrowth": "benefit", "regrowth_at": "edges", "protect_ratio": 0.5}
+    config = PruningConfig(sparsity=0.8, num_cycles=4, reset_ratio=1.0, **options, **regrowth)
+    whole = run(train, "trainer", config)
+    with pytest.raises(ConnectionAbortedError):
+        run(train, "trainer", config, interrupt=23, save_steps=23)
+    resumed = run(train, "trainer", config, resume=True, save_steps=23)
+    assert_same(whole, resumed)
+    assert snapshots_are_equal(whole.pruner, resumed.pruner)
+
+
+def snapshots_are_equal(one, other):
+    first, second = take_snapshot(one), take_snapshot(other)
+    return first.keys() == second.keys() and all(
+        torch.equal(first[key], second[key]) for key in first
+    )
+
+
+def test_the_callback_refuses_to_rebuild_what_zeros_do_not_tell(train):
+    config = PruningConfig(method="swap", sparsity=0.8)
+    with pytest.raises(ConnectionAbortedError):
+        run(train, "callback", config, interrupt=INSIDE_RAMP, save_steps=INSIDE_RAMP)
+    with pytest.raises(ValueError, match="also remembers values of pruned weights"):
+        run(train, "callback", config, resume=True)
 
 
 def test_the_callback_refuses_a_checkpoint_whose_zeros_are_not_the_schedules(train):

@@ -185,7 +185,7 @@ def test_what_is_saved_inside_a_cycle_has_the_zeros_of_the_masks(train, tmp_path
         with pytest.warns(UserWarning, match=r"non-zero values where '.*query.*' is pruned"):
             trainer.save_model(tmp_path / "saved")
     trainer.pruner.apply_masks_()
-    assert trainer.pruner.find_unmasked() is None
+    assert trainer.pruner.policy.find_unmasked() is None
 
 
 def test_a_search_optimizes_the_loss_and_not_the_sparsity(tiny_bert, arguments, examples):

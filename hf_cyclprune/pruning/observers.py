@@ -1,0 +1,119 @@
+"""The criteria that accumulate what they see at every optimizer step.
+
+Each keeps one or two fp32 numbers per target weight, in memory and in every checkpoint. The
+gradient of a pruned weight is that of the loss at the sparse point. So a score can grow while its
+weight is pruned, if the weight's value is kept meanwhile (`pruned_weights="stored"`, "pretrained"
+or "latent").
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hf_cyclprune.pruning.criterion import Criterion, Rows, criterion
+
+
+@criterion("movement")
+@dataclass
+class Movement(Criterion):
+    """-sum over the steps of g w (Sanh et al. 2020, https://arxiv.org/abs/2005.07683, equation 3).
+
+    High where the optimizer has moved a weight away from zero. For a pruned weight w is the value
+    that it would come back with; with `pruned_weights="zero"` its score stays what it was.
+    """
+
+    observes = True
+    is_elementwise = True
+
+    def observe(self, name: str, weight: Tensor, gradient: Tensor) -> None:
+        self.remember("movement", name, weight).addcmul_(gradient, weight, value=-1.0)
+
+    def score(self, rows: Rows) -> Tensor:
+        return self.remember("movement", rows.name, rows.weight)[rows.place]
+
+
+@criterion("snip")
+@dataclass
+class Snip(Criterion):
+    """|w| times the size of the sum of g over all steps so far: the connection sensitivity.
+
+    With the gradient of one large batch, made of the batches so far (Lee et al. 2019,
+    https://arxiv.org/abs/1810.02340, equation 5; the common divisor does not change the ranking).
+    """
+
+    observes = True
+    is_signed = False
+    is_elementwise = True
+
+    def observe(self, name: str, weight: Tensor, gradient: Tensor) -> None:
+        self.remember("gradient_sum", name, weight).add_(gradient)
+
+    def score(self, rows: Rows) -> Tensor:
+        total = self.remember("gradient_sum", rows.name, rows.weight)[rows.place]
+        return (rows.weight * total).abs()
+
+
+@criterion("platon")
+@dataclass
+class Platon(Criterion):
+    """Smoothed |w g| times its smoothed uncertainty (Zhang et al. 2022, PLATON,
+    https://arxiv.org/abs/2206.12562, equations 6 to 8).
+
+    I <- b1 I + (1 - b1) |w g|, U <- b2 U + (1 - b2) ||w g| - I|, and the score is I U. For a pruned
+    weight w is the value that it would come back with.
+    """
+
+    beta1 = 0.85
+    beta2 = 0.95
+    observes = True
+    is_signed = False
+    is_elementwise = True
+
+    def observe(self, name: str, weight: Tensor, gradient: Tensor) -> None:
+        importance = self.remember("importance", name, weight)
+        now = (weight * gradient).abs().float()
+        importance.lerp_(now, 1.0 - self.beta1)
+        uncertainty = self.remember("uncertainty", name, weight)
+        uncertainty.lerp_(now.sub_(importance).abs_(), 1.0 - self.beta2)
+
+    def score(self, rows: Rows) -> Tensor:
+        importance = self.remember("importance", rows.name, rows.weight)[rows.place]
+        uncertainty = self.remember("uncertainty", rows.name, rows.weight)[rows.place]
+        return (importance * uncertainty).abs()  # abs: a NaN may have a sign
+
+
+@criterion("benefit")
+@dataclass
+class Benefit(Criterion):
+    """What the loss loses without a weight, or would gain with it, in the same units.
+
+    For a kept weight the rise of the loss when it is pruned, to the second order:
+    c v w^2 / 2. For a pruned one the fall of the loss when it comes back with its value w:
+    -g w - c v w^2 / 2, where g is the mean gradient since weights were exchanged last, v the mean
+    squared gradient, and c turns v into a curvature.
+    """
+
+    curvature = 10.0
+    """c; about the batch size if the gradients of single examples are independent."""
+    observes = True
+    reads = frozenset({"second_moment"})
+    is_elementwise = True
+
+    def observe(self, name: str, weight: Tensor, gradient: Tensor) -> None:
+        self.remember("gradient_sum", name, weight).add_(gradient)
+        self.remember("num_steps", name, weight.new_zeros(())).add_(1)
+
+    def forget(self) -> None:
+        for quantity in self.memory.values():
+            for tensor in quantity.values():
+                tensor.zero_()
+
+    def score(self, rows: Rows) -> Tensor:
+        assert rows.second_moment is not None, "it is in `reads`"
+        total = self.remember("gradient_sum", rows.name, rows.weight)[rows.place]
+        num_steps = self.remember("num_steps", rows.name, rows.weight.new_zeros(()))
+        weight = rows.weight.float()
+        cost = weight.square() * rows.second_moment * (self.curvature / 2)
+        gain = total * weight / -num_steps.clamp(min=1) - cost
+        return torch.where(rows.kept, cost, gain)

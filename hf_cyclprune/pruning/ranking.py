@@ -1,0 +1,160 @@
+"""Which weights of a group are pruned: the lowest by a criterion, or exchanged for better ones."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from torch import Tensor
+
+from hf_cyclprune.pruning.criterion import Criterion, Rows
+from hf_cyclprune.pruning.patterns import Pattern
+from hf_cyclprune.pruning.pruned_weights import PrunedWeights
+from hf_cyclprune.pruning.second_moments import SecondMoments
+from hf_cyclprune.pruning.selection import (
+    CHUNK,
+    HIGHEST_KEY,
+    LOWEST_KEY,
+    order_keys,
+    prune_lowest_,
+)
+
+Flags = Mapping[str, Tensor]
+"""Name -> bool, shaped as the weight."""
+
+
+@dataclass
+class Ranking:
+    """Scores the weights by a criterion, and writes masks in that order.
+
+    Args:
+        policy: the weights, their masks and the values that pruned ones would come back with.
+        moments: what criteria that read the second moment are given.
+        pattern: where zeros may fall.
+    """
+
+    policy: PrunedWeights
+    moments: SecondMoments
+    pattern: Pattern
+    protected: dict[str, Tensor] = field(default_factory=dict)
+    """Name -> True where a weight came back so lately that it is not pruned yet."""
+    protected_until: int = 0
+
+    def prune_(
+        self,
+        names: Sequence[str],
+        num_pruned: int,
+        criterion: Criterion,
+        *,
+        is_reset: bool = False,
+        may_return: bool = True,
+    ) -> None:
+        """Write the masks of a group that prune the `num_pruned` lowest of its weights.
+
+        Args:
+            names: the group's targets.
+            num_pruned: in 1 .. size of the group - 1.
+            criterion: what ranks them.
+            is_reset: all kept weights stay, and only pruned ones are ranked.
+            may_return: whether pruned weights are ranked; if not, they come after all kept ones.
+        """
+        masks = self.policy.masks
+        keep, only = (masks if is_reset else self.protected), (None if may_return else masks)
+        self._write(masks, names, num_pruned, criterion, partial(self._keys, criterion, keep, only))
+
+    def exchange_(
+        self,
+        names: Sequence[str],
+        num_pruned: int,
+        num_dropped: int,
+        drops: Criterion,
+        returns: Criterion,
+        protected_until: int,
+    ) -> None:
+        """Prune the lowest kept weights of a group too, and let the best of all pruned ones return.
+
+        Args:
+            names: the group's targets.
+            num_pruned: its zeros before and after.
+            num_dropped: at least 1, and less than the number of kept weights.
+            drops: ranks the kept weights.
+            returns: ranks the pruned ones and those just dropped, which may stay if they are best.
+            protected_until: the last optimizer step in which those that return are not pruned.
+        """
+        masks = self.policy.masks
+        sparser = {name: masks[name].clone() for name in names}
+        drop = partial(self._keys, drops, self.protected, masks, is_free=True)
+        self._write(sparser, names, num_pruned + num_dropped, drops, drop)
+        back = partial(self._keys, returns, sparser, None)
+        before = {name: masks[name].clone() for name in names}
+        self._write(masks, names, num_pruned, returns, back)
+        self.protected_until = protected_until
+        for name in names:
+            self.protected[name] = masks[name] > before[name]  # kept now, and not before
+
+    def expire(self, t: int) -> None:
+        """Protect nothing any more if its time is over before optimizer step t."""
+        if t > self.protected_until:
+            self.protected.clear()
+
+    def _write(
+        self,
+        masks: Flags,
+        names: Sequence[str],
+        num_pruned: int,
+        criterion: Criterion,
+        keys_of: Callable[[str, slice], Tensor],
+    ) -> None:
+        """Prune the lowest keys. The keys of some rows may depend on the masks of the same rows."""
+        blocks = [(name, rows) for name in names for rows in self._blocks(name, criterion)]
+
+        def score() -> Iterable[Tensor]:
+            return (keys_of(name, rows) for name, rows in blocks)
+
+        # The keys of one target are small enough to keep; those of several are made anew.
+        keys = score if len(names) > 1 else list(score()).copy
+        prune_lowest_((masks[name][rows].view(-1) for name, rows in blocks), keys, num_pruned)
+
+    def _blocks(self, name: str, criterion: Criterion) -> list[slice]:
+        """Split a target into the rows that are scored at a time: on a CPU they fit its cache."""
+        weight = self.policy.targets[name]
+        if not (weight.is_cpu and criterion.is_elementwise):
+            return [slice(None)]
+        num_rows = max(1, CHUNK // max(1, weight[0].numel()))
+        return [slice(i, i + num_rows) for i in range(0, len(weight), num_rows)]
+
+    def _keys(
+        self,
+        criterion: Criterion,
+        keep: Flags,
+        only: Flags | None,
+        name: str,
+        rows: slice,
+        *,
+        is_free: bool = False,
+    ) -> Tensor:
+        """Return the flat keys of some rows of a target.
+
+        The highest possible ones are where `keep` says and, unless `is_free`, where the pattern
+        never prunes; the lowest ones where `only` is False.
+        """
+        weight = self.policy.targets[name].detach()[rows]
+        kept = self.policy.masks[name][rows]
+        gradient = self._gradient(name)[rows] if "gradient" in criterion.reads else None
+        reads_moment = "second_moment" in criterion.reads
+        moment = self.moments.of(name, rows) if reads_moment else None
+        scores = criterion.score(Rows(name, weight, kept, gradient, moment, rows))
+        keys = order_keys(scores, is_signed=criterion.is_signed)
+        if only is not None:
+            keys = keys.masked_fill(~only[name][rows].view(-1), LOWEST_KEY)
+        if name in keep:
+            keys = keys.masked_fill(keep[name][rows].view(-1), HIGHEST_KEY)
+        return keys if is_free else self.pattern.protect(keys, weight.shape)
+
+    def _gradient(self, name: str) -> Tensor:
+        gradient = self.policy.targets[name].grad
+        if gradient is None:
+            raise ValueError(
+                f"The criterion needs a gradient of every target weight, but '{name}' has none. "
+                "Use criterion='magnitude', or leave this weight out with ignore=."
+            )
+        return gradient

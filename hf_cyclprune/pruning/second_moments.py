@@ -1,0 +1,84 @@
+"""The moving average of each weight's squared gradient: Adam's, or our own where there is none."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+BETA = 0.999  # Adam's default
+
+
+@dataclass
+class SecondMoments:
+    """v = E[g^2] of every target, corrected for its start at zero as in Adam.
+
+    Read from the state of the optimizer (`exp_avg_sq`, as Adam and AdamW keep it in fp32), which
+    costs nothing. With an optimizer without it (SGD, Adafactor), or none, our own average is kept:
+    one fp32 number per target weight, saved with every checkpoint.
+
+    Args:
+        targets: name -> weight.
+        optimizer: the one that moves them; may be wrapped, as accelerate does.
+    """
+
+    targets: Mapping[str, Tensor]
+    optimizer: Optimizer | None = None
+    own: dict[str, Tensor] = field(default_factory=dict)
+    """Name -> our average, where the optimizer has none."""
+    num_steps: dict[str, int] = field(default_factory=dict)
+    """Name -> optimizer steps in our average."""
+
+    def _of_optimizer(self, name: str) -> tuple[Tensor, Tensor | float] | None:
+        """Return Adam's second moment and the number of steps in it; None if there is none."""
+        inner = unwrapped(self.optimizer)
+        state = inner.state.get(self.targets[name], {}) if inner is not None else {}
+        moment = state.get("exp_avg_sq")
+        if isinstance(moment, Tensor) and moment.shape == self.targets[name].shape:
+            return moment, state["step"]
+        return None
+
+    def observe(self, name: str, gradient: Tensor) -> None:
+        """Add a step's gradient to our own average, unless the optimizer keeps one."""
+        if self._of_optimizer(name) is not None:
+            self.own.pop(name, None)
+            return
+        if name not in self.own:
+            self.own[name] = torch.zeros_like(gradient, dtype=torch.float32)
+            self.num_steps[name] = 0
+        gradient = finite(gradient)
+        self.own[name].mul_(BETA).addcmul_(gradient, gradient, value=1.0 - BETA)
+        self.num_steps[name] += 1
+
+    def of(self, name: str, rows: slice) -> Tensor:
+        """Return v of some rows of a target, shaped as they are.
+
+        Raises:
+            ValueError: no gradient of this weight was seen.
+        """
+        found = self._of_optimizer(name)
+        if found is not None:
+            moment, num_steps = found
+            groups: Any = getattr(unwrapped(self.optimizer), "param_groups", [{}])
+            beta = float(groups[0].get("betas", (0.0, BETA))[1])
+            return moment[rows] / (1.0 - beta**num_steps)
+        if name in self.own:
+            return self.own[name][rows] / (1.0 - BETA ** self.num_steps[name])
+        raise ValueError(
+            f"The criterion needs the mean squared gradient of every target weight, but no step "
+            f"was taken with '{name}'. Use criterion='magnitude', give the pruner the optimizer, "
+            "or leave this weight out with ignore=."
+        )
+
+
+def unwrapped(optimizer: Optimizer | None) -> Optimizer | None:
+    """Return the optimizer that accelerate's is around."""
+    inner: Optimizer | None = getattr(optimizer, "optimizer", optimizer)
+    return inner
+
+
+def finite(gradient: Tensor) -> Tensor:
+    """Return a gradient with 0 for NaN and infinity: an overflow must not stay in an average."""
+    return gradient.nan_to_num(0.0, 0.0, 0.0)
