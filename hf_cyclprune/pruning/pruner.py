@@ -10,7 +10,7 @@ so that a pruned weight, which the optimizer has just moved away from zero, comp
 others by what that one update made of it. `Recovery` says how else it may come back.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -20,20 +20,11 @@ from torch.optim import Optimizer
 from hf_cyclprune.pruning.criterion import Criterion
 from hf_cyclprune.pruning.observation import Observation
 from hf_cyclprune.pruning.patterns import Pattern
+from hf_cyclprune.pruning.pruning_step import PruningStep
 from hf_cyclprune.pruning.ranking import Ranking
 from hf_cyclprune.pruning.readiness import are_ready
 from hf_cyclprune.pruning.recovery import Recovery
 from hf_cyclprune.pruning.schedules import Schedule
-
-
-@dataclass(frozen=True)
-class PruningStep:
-    """The outcome of `Pruner.step`."""
-
-    num_recomputed: int = 0
-    """Groups that got new masks."""
-    is_reset: bool = False
-    """Whether weights were let back: at a reset, or by an exchange at an edge."""
 
 
 @dataclass
@@ -206,26 +197,31 @@ class Pruner:
         before = {name: self.masks[name].clone() for g in ready for name in self.groups[g]}
         for g, n in ready.items():
             self._recompute(g, n)
-        is_exchange = self._exchange(ready, t) if ready else False
+        exchanged = self._exchange(ready, t)
         for name, mask in before.items():  # `>` on bools is "and not"
             self.num_returned += (self.masks[name] > mask).sum()
-        return PruningStep(len(ready), is_reset or is_exchange)
+        is_reset |= bool(exchanged)
+        return PruningStep(len(ready), is_reset, *exchanged)
 
-    def _exchange(self, ready: Mapping[int, int], t: int) -> bool:
-        """Let weights return by the regrowth's criterion; return whether it was at an edge."""
+    def _exchange(self, ready: Mapping[int, int], t: int) -> Sequence[float]:
+        """Let weights return by the regrowth's criterion; at an edge, return benefit and cost."""
         regrowth = self.recovery.regrowth
         share = regrowth.share(t, self.schedule) if regrowth is not None else 0.0
         if regrowth is None or not share:
-            return False
+            return ()
         regrowth.criterion.begin_cycle(t)  # one that draws numbers draws them anew in every step
-        until = t + regrowth.protected_steps(t, self.schedule)
+        self.ranking.protected_until = t + regrowth.protected_steps(t, self.schedule)
+        gains = [self.num_returned.new_zeros(4, dtype=torch.float64)]
         for g, n in ready.items():
             num_dropped = int(share * (self._size(g) - n))
             if num_dropped and n:
-                names, drops = self.groups[g], self.criterion
-                self.ranking.exchange_(names, n, num_dropped, drops, regrowth.criterion, until)
+                drops, returns = self.criterion, regrowth.criterion
+                gains.append(self.ranking.exchange_(self.groups[g], n, num_dropped, drops, returns))
         regrowth.criterion.forget()
-        return regrowth.only_at_edges
+        if not (regrowth.only_at_edges and ready):
+            return ()
+        benefit, num_back, cost, num_gone = torch.stack(gains).sum(0).tolist()
+        return benefit / max(num_back, 1), cost / max(num_gone, 1)
 
     def _recompute(self, group: int, num_pruned: int) -> None:
         """Make new masks for a group, which prune its lowest weights."""

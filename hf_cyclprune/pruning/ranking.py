@@ -1,9 +1,10 @@
 """Which weights of a group are pruned: the lowest by a criterion, or exchanged for better ones."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from hf_cyclprune.pruning.criterion import Criterion, Rows
@@ -68,8 +69,7 @@ class Ranking:
         num_dropped: int,
         drops: Criterion,
         returns: Criterion,
-        protected_until: int,
-    ) -> None:
+    ) -> Tensor:
         """Prune the lowest kept weights of a group too, and let the best of all pruned ones return.
 
         Args:
@@ -78,18 +78,26 @@ class Ranking:
             num_dropped: at least 1, and less than the number of kept weights.
             drops: ranks the kept weights.
             returns: ranks the pruned ones and those just dropped, which may stay if they are best.
-            protected_until: the last optimizer step in which those that return are not pruned.
+
+        Returns:
+            Sum of the scores by `returns` and number of the weights that came back, and the same
+            for those that went.  # (4,) fp64
         """
         masks = self.policy.masks
         sparser = {name: masks[name].clone() for name in names}
         drop = partial(self._keys, drops, self.protected, masks, is_free=True)
         self._write(sparser, names, num_pruned + num_dropped, drops, drop)
-        back = partial(self._keys, returns, sparser, None)
         before = {name: masks[name].clone() for name in names}
+        back = partial(self._keys, returns, sparser, None)
         self._write(masks, names, num_pruned, returns, back)
-        self.protected_until = protected_until
-        for name in names:
-            self.protected[name] = masks[name] > before[name]  # kept now, and not before
+        sums = []
+        for name in names:  # `>` on bools is "and not"
+            self.protected[name], gone = masks[name] > before[name], before[name] > masks[name]
+            known = replace(self._rows(returns, name, slice(None)), kept=before[name])
+            scores = returns.score(known).double()
+            for which in (self.protected[name], gone):
+                sums.append(torch.stack([scores[which].sum(), which.sum()]))
+        return torch.stack(sums).view(len(names), 4).sum(0)
 
     def expire(self, t: int) -> None:
         """Protect nothing any more if its time is over before optimizer step t."""
@@ -137,18 +145,21 @@ class Ranking:
         The highest possible ones are where `keep` says and, unless `is_free`, where the pattern
         never prunes; the lowest ones where `only` is False.
         """
-        weight = self.policy.targets[name].detach()[rows]
-        kept = self.policy.masks[name][rows]
-        gradient = self._gradient(name)[rows] if "gradient" in criterion.reads else None
-        reads_moment = "second_moment" in criterion.reads
-        moment = self.moments.of(name, rows) if reads_moment else None
-        scores = criterion.score(Rows(name, weight, kept, gradient, moment, rows))
-        keys = order_keys(scores, is_signed=criterion.is_signed)
+        known = self._rows(criterion, name, rows)
+        keys = order_keys(criterion.score(known), is_signed=criterion.is_signed)
         if only is not None:
             keys = keys.masked_fill(~only[name][rows].view(-1), LOWEST_KEY)
         if name in keep:
             keys = keys.masked_fill(keep[name][rows].view(-1), HIGHEST_KEY)
-        return keys if is_free else self.pattern.protect(keys, weight.shape)
+        return keys if is_free else self.pattern.protect(keys, known.weight.shape)
+
+    def _rows(self, criterion: Criterion, name: str, rows: slice) -> Rows:
+        """Return what the criterion may know of some rows of a target."""
+        weight, kept = self.policy.targets[name].detach()[rows], self.policy.masks[name][rows]
+        gradient = self._gradient(name)[rows] if "gradient" in criterion.reads else None
+        reads_moment = "second_moment" in criterion.reads
+        moment = self.moments.of(name, rows) if reads_moment else None
+        return Rows(name, weight, kept, gradient, moment, rows)
 
     def _gradient(self, name: str) -> Tensor:
         gradient = self.policy.targets[name].grad

@@ -31,6 +31,10 @@ class CycleReport:
     """Jaccard distance between the kept weights at the ends of the previous and of this cycle."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Metrics of an evaluation at the end of the cycle, such as `eval_accuracy`; {} without one."""
+    benefit: float | None = None
+    """Mean predicted fall of the loss by a weight that was exchanged for a kept one at the edge."""
+    cost: float | None = None
+    """Mean predicted rise of the loss by a kept weight that made room for one of them."""
 
     @property
     def main_metrics(self) -> dict[str, float]:
@@ -60,6 +64,9 @@ class CycleReport:
         parts = [", ".join(state)]
         if recovered:
             parts.append(f"recovered {', '.join(recovered)}")
+        if self.benefit is not None and self.cost is not None:
+            gain, loss = number(self.benefit), number(self.cost)
+            parts.append(f"exchanged for a mean benefit of {gain} at a cost of {loss}")
         if self.mask_change is not None:
             parts.append(f"mask changed by {percent(self.mask_change)}")
         start = f"cycle {self.cycle} of {num_cycles} ended at step {self.end_step}"
@@ -75,13 +82,25 @@ class CycleHistory:
     """The optimizer step of the reset in the current cycle; None if there was none yet."""
     recovered_at_edge: float | None = None
     """The recovered share right after that reset."""
+    benefit: float | None = None
+    """As in `CycleReport`, of the current cycle."""
+    cost: float | None = None
+    reach: float | None = None
+    """See `find_reach`; None where it is not known."""
     is_plan_kept: bool = True
     """False once the run was resumed with another schedule."""
     reference: dict[str, Tensor] = field(default_factory=dict)
     """The packed masks at the end of the previous cycle by name; {} in the first."""
 
-    def observe_reset(self, t: int, masks: Mapping[str, Tensor]) -> None:
+    def observe_reset(
+        self,
+        t: int,
+        masks: Mapping[str, Tensor],
+        benefit: float | None = None,
+        cost: float | None = None,
+    ) -> None:
         """Compare the masks after step t, which freed weights, with those of the previous cycle."""
+        self.benefit, self.cost = benefit, cost
         if self.reference:
             self.reset_step = t
             self.recovered_at_edge = compare_masks(self.reference, masks)[0]
@@ -98,9 +117,11 @@ class CycleHistory:
                 recovered_share_at_edge=self.recovered_at_edge,
                 recovered_share_at_end=recovered,
                 mask_change=change,
+                benefit=self.benefit,
+                cost=self.cost,
             )
         )
-        self.reset_step = self.recovered_at_edge = None
+        self.reset_step = self.recovered_at_edge = self.benefit = self.cost = None
         self.reference = {name: pack_mask(mask) for name, mask in masks.items()}
 
     def observe_evaluation(self, t: int, metrics: Mapping[str, Any]) -> None:

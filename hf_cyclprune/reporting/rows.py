@@ -37,6 +37,7 @@ def count_row(title: str, name: str, group: WeightGroup) -> dict[str, str | None
 
 def cycle_rows(cycles: Sequence[CycleReport]) -> Rows:
     """Return a row for every finished cycle, with the main metrics of the evaluation at its end."""
+    exchanges = ("benefit", "cost") if any(cycle.benefit is not None for cycle in cycles) else ()
     metrics = [cycle.main_metrics for cycle in cycles]
     names = dict.fromkeys(name for measured in metrics for name in measured)
     return [
@@ -48,6 +49,7 @@ def cycle_rows(cycles: Sequence[CycleReport]) -> Rows:
             "recovered at edge": percent(cycle.recovered_share_at_edge),
             "recovered at end": percent(cycle.recovered_share_at_end),
             "mask change": percent(cycle.mask_change),
+            **{name: number(getattr(cycle, name)) for name in exchanges},
         }
         for cycle, measured in zip(cycles, metrics, strict=True)
     ]

@@ -41,6 +41,9 @@ class RunRecord:
     """Results of a dense run of the same task that this one is compared with."""
     is_plan_kept: bool = True
     """False if the run was resumed with another schedule."""
+    reach: float | None = None
+    """How far a weight that returns from zero could travel in the last cycle, in units of the
+    smallest kept weight (the median over the targets)."""
     fingerprint: int | None = None
     """Checksum of the saved weights that the record is about."""
     command: str | None = None

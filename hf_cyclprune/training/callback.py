@@ -114,6 +114,7 @@ class PruningCallback(TrainerCallback):
             )
         model, optimizer = kwargs["model"], kwargs.get("optimizer")
         self.run = PruningRun.start(config, model, args, state, self.resume_folder, optimizer)
+        self.run.measure_reach(optimizer, kwargs.get("lr_scheduler"))
 
     def on_pre_optimizer_step(
         self, args: Args, state: State, control: Control, **kwargs: object

@@ -105,6 +105,7 @@ class Publisher:
             card=self._card_options,
             dense_metrics=self._dense_metrics,
             is_plan_kept=run.history.is_plan_kept,
+            reach=run.history.reach,
         )
         name = self._card_options.get("model_name") or repo_name(trainer).rpartition("/")[2]
         return Card(

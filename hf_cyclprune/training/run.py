@@ -17,6 +17,7 @@ from hf_cyclprune.reporting.cycles import CycleHistory
 from hf_cyclprune.reporting.numbers import percent
 from hf_cyclprune.reporting.report import CHECKED_PATTERNS, SparsityReport
 from hf_cyclprune.training.prerequisites import check_engine, warn_of_zeros
+from hf_cyclprune.training.reach import find_reach, warn_of_reach
 from hf_cyclprune.training.resume import (
     check_rebuildable,
     is_at_target,
@@ -63,6 +64,13 @@ class PruningRun:
         run.pruner.apply_masks_()
         return run
 
+    def measure_reach(self, optimizer: object, lr_scheduler: object) -> None:
+        """Find out how far returning weights can travel, and warn if they cannot recover."""
+        pruner, history = self.pruner, self.history
+        if self.has_cycles and history.reach is None:
+            history.reach = find_reach(pruner.targets, pruner.schedule, optimizer, lr_scheduler)
+            warn_of_reach(pruner, history.reach, self.config.plan.criterion)
+
     @property
     def has_cycles(self) -> bool:
         """Whether the masks change at all; False where the run keeps the zeros it began with."""
@@ -103,7 +111,7 @@ class PruningRun:
         """Prune after optimizer step t = 1, 2, ... and return whether a cycle ended with it."""
         done = self.pruner.step(t)
         if done.is_reset:
-            self.history.observe_reset(t, self.pruner.masks)
+            self.history.observe_reset(t, self.pruner.masks, done.benefit, done.cost)
         schedule = self.pruner.schedule
         if not schedule.is_cycle_end(t):
             return False

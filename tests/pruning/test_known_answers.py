@@ -259,6 +259,7 @@ def test_swap_exchanges_while_the_benefit_exceeds_the_cost():
     # the above: of 0.1, 0.72 - 0.005 = 0.715; of 0.5, 0.4 - 0.125 = 0.275; of 0.4, -1.28 - 0.08; of
     # 0.2, 0.08 - 0.02 = 0.06. The four best of all eight: 4.5, 2.0, 0.715, 0.5.
     assert done.is_reset
+    assert (done.benefit, done.cost) == (pytest.approx(0.715), pytest.approx(0.18))
     assert weight.tolist() == [[2.0, 1.0, 0.0, pytest.approx(0.1)], [3.0, 0.0, 0.0, 0.0]]
     assert pruner.policy.values["w"][0, 2].item() == pytest.approx(0.6)
     assert int(pruner.num_returned) == 1
