@@ -4,6 +4,7 @@ Every error names the argument, its rule, the value that was given, and what to 
 """
 
 import difflib
+import math
 import re
 from collections.abc import Collection, Iterable, Sequence
 from typing import TypeGuard
@@ -25,6 +26,12 @@ def check_fraction(argument: str, value: object) -> None:
         raise ValueError(
             f"{argument} must be in [0, 1]; got {value!r}. Pass a fraction such as 0.5."
         )
+
+
+def check_positive(argument: str, value: object) -> None:
+    """Raise a ValueError unless `value` is a finite number > 0."""
+    if not _is_number(value) or not 0 < value < math.inf:
+        raise ValueError(f"{argument} must be a number > 0; got {value!r}. Pass for example 2.0.")
 
 
 def check_count(argument: str, value: object) -> None:

@@ -20,12 +20,14 @@ from hf_cyclprune.methods import METHODS
 from hf_cyclprune.secrets import redact
 from hf_cyclprune.training.arguments import PruningArguments
 from hf_cyclprune.training.device import has_accelerator
+from hf_cyclprune.training.teacher import TeacherOptions
 
 _USAGE = (
     "hf-cyclprune glue [FILE.json | FILE.yaml] --task_name TASK --model_name_or_path MODEL "
     "[--sparsity S | --pattern N:M] [--output_dir DIR] ...\n"
     "       hf-cyclprune glue --help shows every flag"
 )
+_SECTIONS = {"task and model": GlueArguments, "pruning": PruningConfig, "teacher": TeacherOptions}
 _ACTIONS = ("do_train", "do_eval", "do_predict")
 _NOT_GIVEN = object()
 
@@ -33,14 +35,12 @@ _NOT_GIVEN = object()
 class _Parser(HfArgumentParser):
     def format_help(self) -> str:
         """Return the help text with the flags of pruning above the many of transformers."""
-        sections: dict[str, list[Action]] = {"task and model": [], "pruning": [], "training": []}
-        glue, pruning = (
-            {f.name for f in dataclasses.fields(cls)} for cls in (GlueArguments, PruningConfig)
-        )
+        sections: dict[str, list[Action]] = {title: [] for title in (*_SECTIONS, "training")}
+        title_of = {f.name: t for t, cls in _SECTIONS.items() for f in dataclasses.fields(cls)}
+        title_of["help"] = "task and model"
         for action in self._actions:
             name = action.dest.removeprefix("no_")
-            other = "task and model" if name in {*glue, "help"} else "training"
-            sections["pruning" if name in pruning else other].append(action)
+            sections[title_of.get(name, "training")].append(action)
         formatter = self._get_formatter()
         formatter.add_usage(self.usage, self._actions, self._mutually_exclusive_groups)
         formatter.add_text(self.description)

@@ -8,11 +8,12 @@ from hf_cyclprune.checks import check_known
 from hf_cyclprune.config import PruningConfig, config_from_dict, config_to_dict
 from hf_cyclprune.methods import METHODS
 from hf_cyclprune.training.lr import check_restartable, check_warmup
+from hf_cyclprune.training.teacher import TeacherOptions
 
 
 @dataclass
-class PruningArguments(PruningConfig, TrainingArguments):
-    """`TrainingArguments` with every field of `PruningConfig`; each is also a flag.
+class PruningArguments(PruningConfig, TeacherOptions, TrainingArguments):
+    """`TrainingArguments` with the fields of `PruningConfig` and `TeacherOptions`, also as flags.
 
     Nothing is pruned with neither `sparsity` nor an n:m `pattern`, unless the method keeps the
     model's zeros, as `method="hold"` does.
@@ -23,6 +24,7 @@ class PruningArguments(PruningConfig, TrainingArguments):
 
     def __post_init__(self) -> None:
         config = self.pruning_config()
+        self.check_teacher()
         TrainingArguments.__post_init__(self)  # type: ignore[no-untyped-call]
         if config is not None and config.restarts_lr:
             check_restartable(self.lr_scheduler_type)

@@ -61,6 +61,9 @@ def _hyperparameters(trainer: Trainer, has_own_optimizer: bool) -> dict[str, Any
         values["lr_scheduler"] = type(scheduler).__name__  # not accelerate's, which is around it
     if args.bf16 or args.fp16:
         values["mixed_precision_training"] = "bf16" if args.bf16 else "fp16"
+    distillation = getattr(trainer, "distillation", None)  # of a PruningTrainer
+    if distillation is not None:
+        values |= distillation.hyperparameters()
     return {
         name: value if isinstance(value, bool | int | float | str) else str(value)
         for name, value in values.items()

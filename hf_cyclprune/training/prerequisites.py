@@ -37,9 +37,13 @@ def prepare_trainer(trainer: Trainer, config: PruningConfig) -> bool:
             )
     if trainer.model is None:  # as between the trials of a search
         return False
-    model = bare_model(trainer)
-    save_under_own_names(model)
-    return config.fix_loss_scaling and is_loss_inflated(model)
+    save_under_own_names(bare_model(trainer))
+    return config.fix_loss_scaling and has_inflated_loss(trainer)
+
+
+def has_inflated_loss(trainer: Trainer) -> bool:
+    """Whether the Trainer multiplies its model's loss by accumulation steps and processes."""
+    return trainer.model is not None and is_loss_inflated(bare_model(trainer))
 
 
 def check_engine(args: TrainingArguments, targets: Mapping[str, Tensor]) -> None:

@@ -118,15 +118,23 @@ class Publisher:
             num_parameters=sum(parameter.numel() for parameter in model.parameters()),
         )
 
-    def write_card(self, card: Card) -> None:
-        """Write README.md and the record for the model in output_dir."""
-        self._saver.save_record(card.record, self._folder)
-        write_card(self._folder, card)
+    def write_card(
+        self,
+        run: PruningRun,
+        metrics: dict[str, float] | None,
+        dense_run: str | Path | None,
+        push: FinalPush | None,
+    ) -> None:
+        """Write README.md and the record for the model in output_dir; arguments as in `describe`.
 
-    def prepare_final_push(self, card: Card, push: FinalPush) -> None:
-        """Add the packed copy, the pictures and the card to output_dir, which `Trainer` uploads."""
-        self._is_branch_clean = False  # a packed copy will be there
+        For a push, which uploads output_dir, also the packed copy and the pictures.
+        """
+        card = self.describe(run, metrics, dense_run)
         self._saver.save_record(card.record, self._folder)
+        if push is None:
+            write_card(self._folder, card)
+            return
+        self._is_branch_clean = False  # a packed copy will be there
         add_extras(self._folder, push.is_packed)
         branch = branch_of(self._trainer, push.token, push.revision)
         self._write_page(self._folder, card, self._folder, branch, push.message)

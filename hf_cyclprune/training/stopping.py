@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 from transformers import TrainerControl as Control
 from transformers import TrainerState as State
 from transformers import TrainingArguments as Args
@@ -11,6 +11,7 @@ from transformers.trainer_callback import CallbackHandler
 from transformers.utils import logging
 
 from hf_cyclprune.pruning.pruner import Pruner
+from hf_cyclprune.training.run import PruningRun
 
 logger = logging.get_logger(__name__)
 
@@ -94,3 +95,22 @@ class StopGate(TrainerCallback):
         return control
 
     on_evaluate = on_log = on_save = _defer
+
+
+@contextmanager
+def left_masked(trainer: Trainer, find_run: Callable[[], PruningRun | None]) -> Iterator[None]:
+    """Inside, a Trainer trains; however it ends, no pruned weight keeps a value.
+
+    If a person interrupts it off target, warns. `find_run` returns the run that prunes, or None.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        run = find_run()
+        if run is not None:
+            run.warn_if_off_target(trainer.state)
+        raise
+    finally:
+        run = find_run()
+        if run is not None and run.pruner.policy.is_open:  # a step had begun
+            run.pruner.apply_masks_()

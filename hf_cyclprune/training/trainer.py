@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -19,13 +19,14 @@ from hf_cyclprune.training import upstream
 from hf_cyclprune.training.callback import PruningCallback, find_callback, with_callback
 from hf_cyclprune.training.damage import checkpoint_to_resume
 from hf_cyclprune.training.describe import bare_model
+from hf_cyclprune.training.distillation import Distillation
 from hf_cyclprune.training.evaluations import Evaluations
 from hf_cyclprune.training.lr import make_scheduler
-from hf_cyclprune.training.prerequisites import prepare_trainer
+from hf_cyclprune.training.prerequisites import has_inflated_loss, prepare_trainer
 from hf_cyclprune.training.publishing import FinalPush, Publisher, branch_of, repo_name
 from hf_cyclprune.training.run import PruningRun
 from hf_cyclprune.training.saving import ModelSaver
-from hf_cyclprune.training.stopping import StopGate
+from hf_cyclprune.training.stopping import StopGate, left_masked
 
 
 class PruningTrainer(Trainer):
@@ -38,18 +39,22 @@ class PruningTrainer(Trainer):
     end of a cycle; checkpoints hold the masks and resume bit for bit (CPU, fp32, one process),
     `True` skipping damaged ones; every push carries the report and a card of its weights.
 
-    A callback with a method `on_loss(loss)` receives the loss of every micro-batch.
+    A `teacher`, a model or where to load one, gives a part of the loss: see `PruningArguments`. A
+    callback with a method `on_loss(loss)` receives the loss of every micro-batch.
 
     Raises:
-        ValueError: a config given twice, or a learning-rate schedule that cannot restart.
+        ValueError: a config or teacher given twice, a teacher or a schedule that does not fit.
     """
 
     def __init__(
-        self, *args: Any, pruning_config: PruningConfig | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        pruning_config: PruningConfig | None = None,
+        teacher: nn.Module | str | Path | None = None,
+        **kwargs: Any,
     ) -> None:
-        named = inspect.signature(Trainer.__init__).bind_partial(self, *args).arguments
+        named = inspect.signature(Trainer).bind_partial(*args).arguments
         kwargs = dict(**named, **kwargs)  # a TypeError if an argument is given twice
-        del kwargs["self"]
         kwargs["callbacks"] = with_callback(pruning_config, **kwargs)
         hide_token(kwargs.get("args"))
         super().__init__(**kwargs)
@@ -57,16 +62,18 @@ class PruningTrainer(Trainer):
         self.saver = ModelSaver()
         self.publisher = Publisher(self, self.saver, self.evaluations)
         self.stop_gate = StopGate(lambda: self.pruner)
+        self.distillation = Distillation.find(self, teacher)
         self._stock_accepts_loss_kwargs = self.model_accepts_loss_kwargs
         self._prepare_run()
 
     def _prepare_run(self) -> PruningConfig | None:
         """Check and set what depends on the config, which may have changed, and return it."""
-        if self.pruning_callback is None:
-            return None
-        self.stop_gate.move_last(self.callback_handler)
-        config = self.pruning_callback.active_config(self.args)
-        is_unscaled = prepare_trainer(self, config) if config is not None else False
+        config, is_unscaled = None, self.distillation is not None and has_inflated_loss(self)
+        if self.pruning_callback is not None:
+            self.stop_gate.move_last(self.callback_handler)
+            config = self.pruning_callback.active_config(self.args)
+        if config is not None:
+            is_unscaled = prepare_trainer(self, config)
         self.model_accepts_loss_kwargs = self._stock_accepts_loss_kwargs and not is_unscaled
         return config
 
@@ -103,15 +110,8 @@ class PruningTrainer(Trainer):
             self.pruning_callback.join_pruning_trainer(resume_from_checkpoint)
         self._prepare_run()
         self.evaluations.forget()
-        try:
+        with left_masked(self, lambda: self.pruning_run):
             return super().train(resume_from_checkpoint, *args, **kwargs)
-        except KeyboardInterrupt:
-            if self.pruning_run is not None:
-                self.pruning_run.warn_if_off_target(self.state)
-            raise
-        finally:
-            if self.pruner is not None and self.pruner.policy.is_open:  # a step had begun
-                self.pruner.apply_masks_()
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         config = self._prepare_run()
@@ -121,11 +121,16 @@ class PruningTrainer(Trainer):
             self._created_lr_scheduler = True
         return super().create_scheduler(num_training_steps, optimizer)
 
+    def compute_loss(self, model: Any, *args: Any, **kwargs: Any) -> Any:
+        loss = partial(super().compute_loss, model)
+        if self.distillation is not None and model.training:  # an evaluation has the labels' loss
+            return self.distillation.teach(loss, *args, **kwargs)
+        return loss(*args, **kwargs)
+
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         loss: Tensor = super().training_step(*args, **kwargs)
-        for callback in self.callback_handler.callbacks:
-            if hasattr(callback, "on_loss"):
-                callback.on_loss(loss)
+        for callback in filter(lambda c: hasattr(c, "on_loss"), self.callback_handler.callbacks):
+            callback.on_loss(loss)
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -160,8 +165,7 @@ class PruningTrainer(Trainer):
         if self.pruning_run is not None:
             self.pruning_run.warn_if_unmasked()
         folder = Path(output_dir if output_dir is not None else str(self.args.output_dir))
-        write = partial(super()._save, state_dict=state_dict)
-        self.saver.save(folder, write, self.model_card())
+        self.saver.save(folder, partial(super()._save, state_dict=state_dict), self.model_card())
 
     def init_hf_repo(self, token: str | None = None, *args: Any, **kwargs: Any) -> None:
         with explained(repo_name(self)):
@@ -216,11 +220,7 @@ class PruningTrainer(Trainer):
             super().create_model_card(*args, **kwargs)
         elif self.is_world_process_zero():
             self.publisher.take_options(args, kwargs, dataset_metadata)
-            card = self.publisher.describe(self.pruning_run, metrics, dense_run)
-            if push is None:
-                self.publisher.write_card(card)
-            else:
-                self.publisher.prepare_final_push(card, push)
+            self.publisher.write_card(self.pruning_run, metrics, dense_run, push)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if self.publisher.prepare_checkpoint_push(self.pruning_run, Path(checkpoint_folder)):
