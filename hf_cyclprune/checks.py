@@ -28,6 +28,12 @@ def check_fraction(argument: str, value: object) -> None:
         )
 
 
+def check_decay(argument: str, value: object) -> None:
+    """Raise a ValueError unless `value` is a number in [0, 1)."""
+    if not _is_number(value) or not 0 <= value < 1:
+        raise ValueError(f"{argument} must be in [0, 1); got {value!r}. Pass for example 0.99.")
+
+
 def check_positive(argument: str, value: object) -> None:
     """Raise a ValueError unless `value` is a finite number > 0."""
     if not _is_number(value) or not 0 < value < math.inf:

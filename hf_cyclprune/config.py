@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from hf_cyclprune.checks import (
     check_count,
+    check_decay,
     check_expressions,
     check_flag,
     check_fraction,
@@ -67,6 +68,8 @@ class PruningConfig(PruningOptions):
         for name in ("eval_cycle_ends", "save_cycle_ends", "fix_loss_scaling"):
             check_flag(name, getattr(self, name))
         check_integer("pruning_seed", self.pruning_seed)
+        if self.ema_decay is not None:
+            check_decay("ema_decay", self.ema_decay)
         plan = self.plan
         if plan.recompute == "never":
             self._check_nothing_moves_zeros()
@@ -85,7 +88,7 @@ class PruningConfig(PruningOptions):
 
     def _check_nothing_moves_zeros(self) -> None:
         """With zeros that stay where they are, only the choice of weights has a meaning."""
-        fixed = ("method", "targets", "ignore", "recompute", "fix_loss_scaling")
+        fixed = ("method", "targets", "ignore", "recompute", "ema_decay", "fix_loss_scaling")
         reason = "recompute='never'" if self.recompute else f"method '{self.method}'"
         for f in dataclasses.fields(PruningConfig):
             value = getattr(self, f.name)

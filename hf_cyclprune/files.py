@@ -8,7 +8,11 @@ from pathlib import Path
 from typing import Any
 
 STATE_NAME = "pruning_state.safetensors"
-"""Beside a training checkpoint: the masks, one bit per weight. Never part of a model's folder."""
+"""Beside a training checkpoint: the masks, one bit per weight."""
+AVERAGE_NAME = "pruning_average.safetensors"
+"""Beside a training checkpoint: the average of the weights of the last steps."""
+TRAINING_FILES = (STATE_NAME, AVERAGE_NAME)
+"""Files of this library from which only a Trainer resumes: never part of a model's folder."""
 
 
 @contextmanager

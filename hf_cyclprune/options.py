@@ -103,6 +103,10 @@ class PruningOptions:
     restart_decay: float | None = _option(
         "Factor by which the learning rate's peak shrinks with every restart."
     )
+    ema_decay: float | None = _option(
+        "Decay, in [0, 1), of an exponential moving average of the weights, from the last change "
+        "of the masks on. The model holds it at the end, unless the best model is loaded."
+    )
     targets: list[str] | None = _option(
         "Regular expressions of the weights to prune, instead of all Linear layers in the "
         "transformer's blocks.",

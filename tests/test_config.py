@@ -25,6 +25,10 @@ FLAGS = ("lr_restarts", "eval_cycle_ends", "save_cycle_ends", "fix_loss_scaling"
 OPTIONAL = set(Plan.__dataclass_fields__)
 
 BAD = [
+    *(
+        ({"ema_decay": value}, ["ema_decay must be in [0, 1)", repr(value), "0.99"])
+        for value in (1.0, -0.1, 99, math.nan, "0.9", True)
+    ),
     ({"sparsity": None}, ["sparsity must be given", "None", "0.9"]),
     ({"sparsity": 1.0}, ["sparsity must be a fraction in [0, 1)", "got 1.0", "0.9"]),
     ({"sparsity": 1}, ["sparsity must be", "got 1.", "0.9"]),
@@ -117,7 +121,8 @@ GOOD = [
     *({"sparsity": 0.9, "levels": name} for name in LEVELS),
     *({"sparsity": 0.9, "recompute": name, "reset_ratio": 1.0} for name in RECOMPUTE[:-1]),
     *({"sparsity": 0.9, "method": name} for name in METHODS if name != "hold"),
-    {"method": "hold", "targets": ["query"]},
+    {"method": "hold", "targets": ["query"], "ema_decay": 0.9},
+    {"sparsity": 0.9, "ema_decay": 0},
 ]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from huggingface_hub import HfApi
 from transformers.utils import logging
 
-from hf_cyclprune.files import STATE_NAME
+from hf_cyclprune.files import TRAINING_FILES
 from hf_cyclprune.hub import page
 from hf_cyclprune.packing.folder import PICKLES
 from hf_cyclprune.reporting.run import RECORD_NAME
@@ -34,7 +34,7 @@ def staged(folder: Path) -> Iterator[Path]:
         stage.mkdir()
         for path in [*folder.glob("*"), *folder.glob("runs/**/*")]:
             is_hidden = path.name.startswith((page.HIDDEN, "."))
-            is_left = is_hidden or path.name == STATE_NAME or path.suffix.lower() in PICKLES
+            is_left = is_hidden or path.name in TRAINING_FILES or path.suffix.lower() in PICKLES
             if path.is_file() and not is_left:
                 _link(path, stage / path.relative_to(folder))
         yield stage

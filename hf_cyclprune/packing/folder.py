@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from hf_cyclprune.files import STATE_NAME, write_json
+from hf_cyclprune.files import TRAINING_FILES, write_json
 from hf_cyclprune.packing.errors import as_packed_error
 from hf_cyclprune.packing.file import SUFFIX, find_dtype, pack_file, read_metadata, write_file
 from hf_cyclprune.packing.manifest import (
@@ -138,7 +138,7 @@ def load_packed(folder: str | Path, **options: Any) -> PreTrainedModel:
 
 def _copy_others(source: Path, folder: Path, weights: list[Path]) -> None:
     """Copy all files but config.json, weights, masks and pickles."""
-    skipped = {CONFIG, STATE_NAME, *(path.name for path in weights)}
+    skipped = {CONFIG, *TRAINING_FILES, *(path.name for path in weights)}
     for path in source.iterdir():
         is_stale = path.name.startswith("model") and path.name.endswith((".safetensors", INDEX))
         is_skipped = path.name in skipped or is_stale

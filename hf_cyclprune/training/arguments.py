@@ -7,6 +7,7 @@ from transformers import TrainingArguments
 from hf_cyclprune.checks import check_known
 from hf_cyclprune.config import PruningConfig, config_from_dict, config_to_dict
 from hf_cyclprune.methods import METHODS
+from hf_cyclprune.training.averaging import first_fixed_step
 from hf_cyclprune.training.lr import check_restartable, check_warmup
 from hf_cyclprune.training.teacher import TeacherOptions
 
@@ -30,6 +31,8 @@ class PruningArguments(PruningConfig, TeacherOptions, TrainingArguments):
             check_restartable(self.lr_scheduler_type)
         if config is not None and self.max_steps > 0:  # else the schedule is not known yet
             schedule = config.build_schedule(self.max_steps)
+            if config.ema_decay is not None:
+                first_fixed_step(schedule)
             if config.restarts_lr:
                 check_warmup(self.get_warmup_steps(schedule.cycle_length(0)), schedule)
 

@@ -168,6 +168,8 @@ class PruningCallback(TrainerCallback):
         self._close_cycle(args, state)
         if args.load_best_model_at_end and state.best_model_checkpoint is not None:
             self.run.take_masks_of(Path(state.best_model_checkpoint))
+        else:
+            self.run.apply_average()
         self.run.warn_if_off_target(state)
 
 

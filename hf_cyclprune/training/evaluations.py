@@ -17,7 +17,7 @@ class Evaluations:
 
     def forget(self) -> None:
         """Begin anew, since the weights of a step will be others."""
-        self._step, self._metrics = -1, dict[str, float]()
+        self._weights, self._metrics = (-1, False), dict[str, float]()
 
     @property
     def weights_step(self) -> int:
@@ -27,20 +27,28 @@ class Evaluations:
         step = state.best_global_step if is_best and not trainer.is_in_train else None
         return state.global_step if step is None else step
 
+    def _weights_in_memory(self) -> tuple[int, bool]:
+        """Return the step of the weights, and whether they are an average over the last steps."""
+        run = getattr(self._trainer, "pruning_run", None)
+        return self.weights_step, run is not None and run.is_averaged
+
     def add(self, metrics: Mapping[str, Any], is_other_set: bool) -> None:
         """Remember the metrics of the weights in memory.
 
         An evaluation on another data set adds its metrics, but replaces none of the usual set.
         """
-        step = self.weights_step
-        before = self._metrics if self._step == step else {}
+        weights = self._weights_in_memory()
+        before = self._metrics if self._weights == weights else {}
         new = evaluated(metrics)
-        self._step, self._metrics = step, {**new, **before} if is_other_set else {**before, **new}
+        self._weights = weights
+        self._metrics = {**new, **before} if is_other_set else {**before, **new}
 
     def latest(self) -> dict[str, float]:
         """Return the metrics of the weights in memory; {} if they were not evaluated."""
-        step = self.weights_step
-        if self._step == step:
+        step, is_averaged = weights = self._weights_in_memory()
+        if self._weights == weights:
             return self._metrics
+        if is_averaged:
+            return {}
         logged = [entry for entry in self._trainer.state.log_history if entry.get("step") == step]
         return {name: value for entry in logged for name, value in evaluated(entry).items()}

@@ -16,6 +16,7 @@ from hf_cyclprune.pruning.targets import check_finite, find_targets
 from hf_cyclprune.reporting.cycles import CycleHistory
 from hf_cyclprune.reporting.numbers import percent
 from hf_cyclprune.reporting.report import CHECKED_PATTERNS, SparsityReport
+from hf_cyclprune.training.averaging import WeightAverage
 from hf_cyclprune.training.prerequisites import check_engine, warn_of_zeros
 from hf_cyclprune.training.reach import find_reach, warn_of_reach
 from hf_cyclprune.training.resume import (
@@ -35,6 +36,7 @@ class PruningRun:
     config: PruningConfig
     pruner: Pruner
     history: CycleHistory = field(default_factory=CycleHistory)
+    average: WeightAverage | None = None
 
     @classmethod
     def start(
@@ -57,6 +59,8 @@ class PruningRun:
         check_engine(args, targets)
         check_finite(targets)
         run = cls(config, config.build_pruner(targets, state.max_steps, optimizer))
+        if config.ema_decay is not None:
+            run.average = WeightAverage(model, config.ema_decay, run.pruner.schedule)
         if state.global_step > 0:
             run._resume(state, checkpoint)
         elif run.has_cycles:
@@ -89,6 +93,8 @@ class PruningRun:
         elif self.has_cycles:
             check_rebuildable(self.pruner)
             masks_from_zeros(self.pruner, state.global_step)
+        if self.average is not None:
+            self.average.resume(checkpoint, state.global_step)
         self._forget_best_off_target(state)
 
     def _restore(self, saved: PruningState) -> None:
@@ -112,6 +118,9 @@ class PruningRun:
         done = self.pruner.step(t)
         if done.is_reset:
             self.history.observe_reset(t, self.pruner.masks, done.benefit, done.cost)
+        if self.average is not None:
+            is_recomputed, is_pending = done.num_recomputed > 0, bool(self.pruner.pending)
+            self.average.update(t, is_recomputed=is_recomputed, is_pending=is_pending)
         schedule = self.pruner.schedule
         if not schedule.is_cycle_end(t):
             return False
@@ -119,7 +128,7 @@ class PruningRun:
         return True
 
     def save(self, folder: Path, step: int) -> None:
-        """Write masks, pending resets and cycles as they are after optimizer step `step`."""
+        """Write masks, pending resets, cycles and average as after optimizer step `step`."""
         pruner = self.pruner
         state = PruningState(
             step=step,
@@ -132,6 +141,19 @@ class PruningRun:
             snapshot=take_snapshot(pruner),
         )
         save_state(state, folder)
+        if self.average is not None:
+            self.average.save(folder)
+
+    @property
+    def is_averaged(self) -> bool:
+        """Whether the weights in the model are the average over the last steps."""
+        return self.average is not None and self.average.is_applied
+
+    def apply_average(self) -> None:
+        """Put the average over the last steps into the model, if there is one."""
+        if self.average is not None:
+            self.average.apply_()
+            self.pruner.apply_masks_()
 
     def take_masks_of(self, checkpoint: Path) -> None:
         """Take masks and cycles from the checkpoint whose weights the Trainer has just loaded."""
