@@ -34,7 +34,7 @@ def check_output_dir(args: PruningArguments, glue: GlueArguments, checkpoint: st
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"output_dir must be a folder; got '{folder}', a file. Name another one.")
     if checkpoint is not None:
-        _check_same_run(Path(checkpoint).parent, args, glue)
+        check_same_run(Path(checkpoint).parent, args, glue)
     if not _holds_a_run(folder):
         return
     if not _is_resumed(args):
@@ -42,7 +42,7 @@ def check_output_dir(args: PruningArguments, glue: GlueArguments, checkpoint: st
             f"output_dir must be new or empty; got '{folder}', which holds files. Name another "
             "folder, or continue its run with --resume_from_checkpoint True."
         )
-    _check_same_run(folder, args, glue)
+    check_same_run(folder, args, glue)
     if checkpoint is None and any((folder / name).exists() for name in _RESULTS):
         raise ValueError(
             f"output_dir must hold a checkpoint to resume; got '{folder}', a finished run without "
@@ -66,7 +66,13 @@ def _holds_a_run(folder: Path) -> bool:
     )
 
 
-def _check_same_run(folder: Path, args: PruningArguments, glue: GlueArguments) -> None:
+def check_same_run(folder: Path, args: PruningArguments, glue: GlueArguments) -> None:
+    """Raise an error unless a folder holds the run of these arguments.
+
+    Raises:
+        ValueError: it holds another one.
+        FileNotFoundError: it holds none that `hf-cyclprune glue` started.
+    """
     remedy = "Only runs of hf-cyclprune glue can be resumed: name another folder."
     before = read_json(folder / RUN_NAME, remedy)
     for name, value in _identify_run(args, glue).items():

@@ -20,6 +20,7 @@ from hf_cyclprune.glue.output import (
     write_predictions,
 )
 from hf_cyclprune.glue.tasks import GlueTask, get_task
+from hf_cyclprune.glue.teacher import prepare_teacher
 from hf_cyclprune.glue.train_loss import LossTotal, train_loss_of
 from hf_cyclprune.reporting.folder import read_results
 from hf_cyclprune.reporting.metrics import evaluated
@@ -38,8 +39,8 @@ def run_glue(glue: GlueArguments, args: PruningArguments) -> Metrics:
 
     Writes into `args.output_dir` the model and its card; if it was pruned, pruning_config.json,
     sparsity_report.json and pruning_run.json; and train_results.json, eval_results.json,
-    all_results.json and predict_results_TASK.txt. A resumed run in one process in fp32 has the
-    results of an uninterrupted one, except for timings.
+    all_results.json and predict_results_TASK.txt; with --teacher self also _teacher/. A resumed run
+    in one process in fp32 has the results of an uninterrupted one, except for timings.
 
     Returns:
         The values that this call added to all_results.json, for example train_loss, eval_accuracy
@@ -57,6 +58,7 @@ def run_glue(glue: GlueArguments, args: PruningArguments) -> Metrics:
     checkpoint = find_checkpoint(args) if args.do_train else None
     if args.should_save:
         check_output_dir(args, glue, checkpoint)
+    args = prepare_teacher(glue, args, run_glue)
     set_seed(args.seed)
     run = _Run.prepare(glue, args, task)
     if args.should_save and args.do_train:
