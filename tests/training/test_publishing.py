@@ -15,6 +15,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from hf_cyclprune import PruningConfig, PruningTrainer
 from hf_cyclprune.card.rendering import make_card
 from hf_cyclprune.files import STATE_NAME
+from hf_cyclprune.glue.teacher import FOLDER as TEACHER
 from hf_cyclprune.hub.errors import PushError
 from hf_cyclprune.hub.folder import card_of_folder
 from hf_cyclprune.packing.weights import fingerprint, verify
@@ -463,3 +464,13 @@ def test_a_disk_that_fills_while_the_weights_are_written_leaves_the_old_ones(hub
     assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     trainer.push_to_hub()
     assert len(check_history(hub, tmp_path)) == 2
+
+
+def test_the_teacher_of_a_run_is_not_pushed(hub, make, tiny_bert):
+    trainer = make(hub_strategy="end", save_strategy="no")
+    folder = Path(trainer.args.output_dir) / TEACHER
+    tiny_bert(1).save_pretrained(folder)
+    trainer.train()
+    trainer.push_to_hub()
+    assert "model.safetensors" in hub.files(REPO)
+    assert [name for name in hub.files(REPO) if TEACHER in name] == []
