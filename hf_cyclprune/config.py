@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hf_cyclprune.checks import (
@@ -138,17 +138,20 @@ class PruningConfig(PruningOptions):
         targets: Mapping[str, Tensor],
         total_steps: int,
         optimizer: Optimizer | None = None,
+        model: nn.Module | None = None,
     ) -> Pruner:
         """Return what prunes these weights in a run of `total_steps` optimizer steps.
 
-        Criteria that average the squared gradient read it from `optimizer`, if it keeps one.
+        Criteria that average the squared gradient read it from `optimizer`, if it keeps one. Those
+        that look at the inputs of layers get hooks on `model`: `pruner.observation.unwatch()`
+        removes them.
 
         Raises:
             ValueError: more cycles than steps; n:m that does not fit a weight; no zeros to keep.
         """
         zeros = find_sparsity(targets) if self.target_sparsity is None else 0.0
         schedule = self.build_schedule(total_steps, zeros)
-        return Pruner(
+        pruner = Pruner(
             targets,
             schedule,
             self.build_criterion(),
@@ -156,6 +159,9 @@ class PruningConfig(PruningOptions):
             self.build_recovery(),
             optimizer,
         )
+        if model is not None:
+            pruner.observation.watch(model)
+        return pruner
 
     def build_pattern(self) -> Pattern:
         """Return where zeros may fall."""

@@ -41,6 +41,7 @@ PAPERS_BY_HAND = {
     "snip": ("Lee et al. 2019", "1810.02340"),
     "platon": ("Zhang et al. 2022", "2206.12562"),
     "fisher": ("Theis et al. 2018", "1801.05787"),
+    "wanda": ("Sun et al. 2023", "2306.11695"),
     "swap": ("Srinivas et al. 2022", "2202.01290"),
     "hold": None,
 }

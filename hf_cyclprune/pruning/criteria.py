@@ -4,7 +4,7 @@ import zlib
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hf_cyclprune.pruning.criterion import Criterion, Rows, criterion
 
@@ -76,6 +76,9 @@ class FirstCycle(Criterion):
         super().__init__(seed=then.seed, memory=then.memory)
         self._first, self._then = first, then
         self.observes = then.observes
+        self.looks_at_inputs = first.looks_at_inputs or then.looks_at_inputs
+        if first.looks_at_inputs:
+            first.memory = then.memory  # so that it is saved too
         self._use(then)
 
     def _use(self, now: Criterion) -> None:
@@ -87,11 +90,12 @@ class FirstCycle(Criterion):
         self._use(self._first if cycle == 0 else self._then)
         self._now.begin_cycle(cycle)
 
-    def attach(self, modules: dict[str, nn.Module]) -> None:
-        self._then.attach(modules)
-
     def observe(self, name: str, weight: Tensor, gradient: Tensor) -> None:
         self._then.observe(name, weight, gradient)
+
+    def observe_input(self, name: str, inputs: Tensor) -> None:
+        self._first.observe_input(name, inputs)
+        self._then.observe_input(name, inputs)
 
     def score(self, rows: Rows) -> Tensor:
         return self._now.score(rows)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 CRITERIA: dict[str, type["Criterion"]] = {}
 """Every criterion under the name that `PruningConfig.criterion` takes."""
@@ -65,17 +65,16 @@ class Criterion:
     """Which of "gradient" and "second_moment" `score` needs."""
     observes = False
     """Whether `observe` must see every optimizer step."""
+    looks_at_inputs = False
+    """Whether `observe_input` must see the inputs of the layers that the targets belong to."""
 
     @property
     def is_statistic(self) -> bool:
         """Whether scores are averages over steps, so that the first pruning steps must wait."""
-        return self.observes or "second_moment" in self.reads
+        return self.observes or self.looks_at_inputs or "second_moment" in self.reads
 
     def begin_cycle(self, cycle: int) -> None:
         """Called before the scores of a pruning step in this cycle, 0..k-1."""
-
-    def attach(self, modules: dict[str, nn.Module]) -> None:
-        """Called once with the module that owns each target; for criteria that look at inputs."""
 
     def observe(self, name: str, weight: Tensor, gradient: Tensor) -> None:
         """See a target before an optimizer step, after the backward pass and clipping.
@@ -84,6 +83,14 @@ class Criterion:
             name: of the target.
             weight: what `Rows.weight` is, before the optimizer's step.  # (O, I)
             gradient: of the loss at the sparse point, also for pruned weights; finite.  # (O, I)
+        """
+
+    def observe_input(self, name: str, inputs: Tensor) -> None:
+        """See what the layer of a target gets in a forward pass in training mode.
+
+        Args:
+            name: of the target.
+            inputs: in the dtype of the forward pass; may hold NaN or infinity.  # (..., I)
         """
 
     def forget(self) -> None:

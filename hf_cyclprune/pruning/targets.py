@@ -7,7 +7,7 @@ has 72 target weights, and embeddings, LayerNorms, biases, pooler and head stay 
 
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -132,6 +132,24 @@ def _match(
             )
         matched |= hits
     return {name: weight for name, weight in weights.items() if name in matched}
+
+
+def find_layers(model: nn.Module, targets: Iterable[str]) -> dict[str, nn.Linear]:
+    """Return the Linear layer that each of these weights of the model belongs to.
+
+    Raises:
+        ValueError: one belongs to an Embedding, whose inputs are no numbers.
+    """
+    layers: dict[str, nn.Linear] = {}
+    for name in targets:
+        layer = model.get_submodule(name.rpartition(".")[0])
+        if not isinstance(layer, nn.Linear):
+            raise ValueError(
+                f"To look at its inputs, a target must be the weight of a Linear layer; got "
+                f"'{name}' of type {type(layer).__name__}. Leave it out with ignore=."
+            )
+        layers[name] = layer
+    return layers
 
 
 def find_sparsity(targets: Mapping[str, Tensor]) -> float:

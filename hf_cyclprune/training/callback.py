@@ -100,6 +100,8 @@ class PruningCallback(TrainerCallback):
         return config
 
     def on_train_begin(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
+        if self.run is not None:
+            self.run.end()
         self.run, self._is_cycle_open = None, False
         config = self._check_args(args)
         if config is None:
@@ -171,6 +173,7 @@ class PruningCallback(TrainerCallback):
         else:
             self.run.apply_average()
         self.run.warn_if_off_target(state)
+        self.run.end()
 
 
 def find_callback(callbacks: Iterable[Any]) -> PruningCallback | None:

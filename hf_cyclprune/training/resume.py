@@ -56,10 +56,11 @@ def warn_of_changes(saved: PruningState, config: dict[str, Any], total_steps: in
 
 def check_rebuildable(pruner: Pruner) -> None:
     """Raise a ValueError if zeros do not tell all that a run needs to go on."""
-    if take_snapshot(pruner).keys() - {"num_returned"}:
+    if pruner.observation.keeps_memory or take_snapshot(pruner).keys() - {"num_returned"}:
         raise ValueError(
             "The run cannot be resumed from the zeros of its model alone, since its method also "
-            "remembers values of pruned weights or gradients. Use PruningTrainer, which saves them."
+            "remembers values of pruned weights, or gradients or inputs of earlier steps. Use "
+            "PruningTrainer, which saves them."
         )
 
 

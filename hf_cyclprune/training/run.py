@@ -66,6 +66,7 @@ class PruningRun:
         elif run.has_cycles:
             warn_of_zeros(targets)
         run.pruner.apply_masks_()
+        run.pruner.observation.watch(model)
         return run
 
     def measure_reach(self, optimizer: object, lr_scheduler: object) -> None:
@@ -74,6 +75,12 @@ class PruningRun:
         if self.has_cycles and history.reach is None:
             history.reach = find_reach(pruner.targets, pruner.schedule, optimizer, lr_scheduler)
             warn_of_reach(pruner, history.reach, self.config.plan.criterion)
+
+    def end(self) -> None:
+        """Leave the model pruned and without the hooks of this run, wherever training stopped."""
+        self.pruner.observation.unwatch()
+        if self.pruner.policy.is_open:  # a step had begun
+            self.pruner.apply_masks_()
 
     @property
     def has_cycles(self) -> bool:

@@ -112,5 +112,5 @@ def left_masked(trainer: Trainer, find_run: Callable[[], PruningRun | None]) -> 
         raise
     finally:
         run = find_run()
-        if run is not None and run.pruner.policy.is_open:  # a step had begun
-            run.pruner.apply_masks_()
+        if run is not None:
+            run.end()

@@ -76,8 +76,13 @@ class Toy:
         return {name: weight.detach().clone() for name, weight in self.targets.items()}
 
     def run(self, pruner, total_steps: int) -> Iterator[tuple[int, dict[str, Tensor], object]]:
-        """After every step: t, the weights before the pruner saw them, what the pruner did."""
+        """After every step: t, the weights before the pruner saw them, what the pruner did.
+
+        The weights themselves are the inputs of their layers.
+        """
         for t in range(1, total_steps + 1):
+            for name, weight in self.copies().items():
+                pruner.observation.observe_input(name, weight)
             self.train_step(before_update=lambda t=t: pruner.before_update(t))
             before = self.copies()
             yield t, before, pruner.step(t)

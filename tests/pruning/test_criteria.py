@@ -33,6 +33,7 @@ def rows_of(weight, name="layer.weight"):
 
 
 def observed(criterion, weight, name="layer.weight"):
+    criterion.observe_input(name, weight.detach().flip(0))
     if weight.grad is not None:
         criterion.observe(name, weight.detach(), weight.grad.nan_to_num(0.0, 0.0, 0.0))
     return criterion
@@ -85,6 +86,7 @@ def test_a_criterion_that_promises_no_sign_bits_has_none(name, dtype):
 def test_a_criterion_that_needs_gradients_says_so_and_names_the_weight_without(name):
     weight = torch.nn.Parameter(torch.ones(2, 2))
     pruner = Pruner({"layer.weight": weight}, Schedule(0.5, 1), CRITERIA[name](), Unstructured())
+    pruner.observation.observe_input("layer.weight", weight.detach())
     if not CRITERIA[name].reads:
         pruner.prune_to(0.5)
         assert weight.count_nonzero() == 2

@@ -111,6 +111,8 @@ def assert_equals_slow_twin(toy, pruner, mask_of_lowest):
         scorer.begin_cycle(pruner.schedule.cycle(t))
         scores = {}
         for name, w in toy.targets.items():
+            for sees in (scorer, pruner.observation):
+                sees.observe_input(name, before[name])
             scorer.observe(name, before[name], w.grad)
             moments = pruner.observation.moments
             moment = moments.of(name, slice(None)) if "second_moment" in scorer.reads else None

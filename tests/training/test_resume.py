@@ -185,8 +185,9 @@ def snapshots_are_equal(one, other):
     )
 
 
-def test_the_callback_refuses_to_rebuild_what_zeros_do_not_tell(train):
-    config = PruningConfig(method="swap", sparsity=0.8)
+@pytest.mark.parametrize("method", ["swap", "wanda", "platon"])
+def test_the_callback_refuses_to_rebuild_what_zeros_do_not_tell(train, method):
+    config = PruningConfig(method=method, sparsity=0.8)
     with pytest.raises(ConnectionAbortedError):
         run(train, "callback", config, interrupt=INSIDE_RAMP, save_steps=INSIDE_RAMP)
     with pytest.raises(ValueError, match="also remembers values of pruned weights"):

@@ -1,10 +1,12 @@
 """A run starts and resumes with the right masks, and says so where it ends off target."""
 
+from contextlib import ExitStack
+
 import pytest
 import torch
 from transformers import Trainer, TrainerCallback
 
-from hf_cyclprune import PruningCallback, PruningConfig, PruningTrainer
+from hf_cyclprune import CRITERIA, PruningCallback, PruningConfig, PruningTrainer
 
 CONFIG = PruningConfig(sparsity=0.8, num_cycles=4)  # cycles of 10 steps, climbs of 8
 
@@ -97,3 +99,44 @@ def test_cycle_ends_that_are_evaluated_for_the_best_model_are_saved(train):
     trainer = train(PruningTrainer, args=args, pruning_config=config)
     assert trainer.state.best_model_checkpoint is not None
     assert trainer.sparsity_report().is_at_target
+
+
+class CutShort(TrainerCallback):
+    """Ends the training as a crash does, after the forward pass of a step."""
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        raise ConnectionAbortedError
+
+
+@pytest.mark.parametrize("callbacks", [[], [CutShort()]], ids=["whole", "cut short"])
+def test_a_run_leaves_no_hooks_on_the_model(train, tiny_bert, callbacks):
+    model, config = tiny_bert(), PruningConfig(method="wanda", sparsity=0.5)
+    with pytest.raises(ConnectionAbortedError) if callbacks else ExitStack():
+        train(PruningTrainer, model=model, pruning_config=config, callbacks=callbacks)
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_new_run_of_the_callback_removes_the_hooks_of_one_that_was_cut_short(train, tiny_bert):
+    model, callback = tiny_bert(), PruningCallback(PruningConfig(method="wanda", sparsity=0.5))
+    with pytest.raises(ConnectionAbortedError):
+        train(Trainer, model=model, callbacks=[callback, CutShort()])
+    old = callback.pruner.criterion.memory["square_sum"]
+    before = {name: total.clone() for name, total in old.items()}
+    train(Trainer, model=model, callbacks=[callback])
+    assert all(torch.equal(old[name], before[name]) for name in old)
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_evaluations_do_not_count_for_what_a_run_sees_of_the_inputs(train, monkeypatch):
+    num_tokens = []
+    see = CRITERIA["wanda"].observe_input
+
+    def count(criterion, name, inputs):
+        num_tokens.append(inputs.shape[:-1].numel())
+        see(criterion, name, inputs)
+
+    monkeypatch.setattr(CRITERIA["wanda"], "observe_input", count)
+    args = {"eval_strategy": "steps", "eval_steps": 5}
+    config = PruningConfig(method="wanda", sparsity=0.5)
+    train(PruningTrainer, args=args, pruning_config=config)
+    assert num_tokens == [4 * 8] * 12 * 40  # in 12 layers and 40 steps

@@ -1,0 +1,87 @@
+"""The inputs of the layers: hooks that show them, and the criterion that scores by them."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.utils.hooks import RemovableHandle
+
+from hf_cyclprune.pruning.criteria import magnitude
+from hf_cyclprune.pruning.criterion import Criterion, Rows, criterion
+
+Observer = Callable[[str, Tensor], None]
+"""Takes the name of a target and a batch of inputs of its layer.  # (N, I)"""
+
+
+class InputHook:
+    """Shows the inputs of one layer; a copy of the layer, or a pickled one, shows nothing."""
+
+    def __init__(
+        self, name: str = "", see: Observer | None = None, *, only_training: bool = True
+    ) -> None:
+        self._name, self._see, self._only_training = name, see, only_training
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._see is not None and (module.training or not self._only_training):
+            inputs = args[0] if args else kwargs["input"]
+            with torch.no_grad():
+                self._see(self._name, inputs.detach())
+
+    def __reduce__(self) -> tuple[type["InputHook"], tuple[()]]:
+        return InputHook, ()
+
+
+def hook_inputs(
+    layers: Mapping[str, nn.Module], see: Observer, *, only_training: bool = True
+) -> list[RemovableHandle]:
+    """Show `see` every input that these layers get from now on; return what removes the hooks.
+
+    Args:
+        layers: name of a target -> the layer that it belongs to.
+        see: called before each forward pass of a layer, without gradients.
+        only_training: leave out what a layer gets in evaluation mode.
+    """
+    return [
+        layer.register_forward_pre_hook(
+            InputHook(name, see, only_training=only_training), with_kwargs=True
+        )
+        for name, layer in layers.items()
+    ]
+
+
+@criterion("wanda")
+@dataclass
+class Wanda(Criterion):
+    """|w_ij| times the norm of input feature j over all tokens that the layer got in training.
+
+    Sun et al. 2023, https://arxiv.org/abs/2306.11695, equation 1. The paper compares weights within
+    each output row only. Here an n:m pattern does so too, but unstructured pruning ranks the whole
+    matrix, or with `scope="global"` all of them. Tokens that pad a sequence count as others do.
+
+    A pruned weight scores by the value that it would come back with: nearly zero with
+    `pruned_weights="zero"`, and with "stored" or "latent" by the value that was kept. Its input
+    feature is seen in every step, whether the weight is pruned or not.
+    """
+
+    is_signed = False
+    is_elementwise = True
+    looks_at_inputs = True
+
+    def observe_input(self, name: str, inputs: Tensor) -> None:
+        squares = inputs.flatten(0, -2).float().square().sum(0)
+        squares.nan_to_num_(0.0, 0.0, 0.0)  # a batch that overflowed says nothing
+        self.remember("square_sum", name, squares).add_(squares)
+
+    def score(self, rows: Rows) -> Tensor:
+        if not self.memory.get("square_sum"):
+            raise ValueError(
+                "The criterion 'wanda' scores by the inputs of the layers, but has seen none. Pass "
+                "model= to build_pruner and train in training mode, or calibration= to prune_."
+            )
+        total = self.remember("square_sum", rows.name, rows.weight[0])
+        if distributed.is_available() and distributed.is_initialized():
+            total = total.clone()
+            distributed.all_reduce(total)  # every rank sees its own batches; masks must be equal
+        return magnitude(rows.weight * total.sqrt())
