@@ -58,6 +58,10 @@ def test_every_criterion_prunes_after_a_backward_pass(tiny_bert, criterion):
     model = tiny_bert()
     backward(model)
     config = PruningConfig(sparsity=0.5, criterion=criterion)
+    if CRITERIA[criterion].looks_at_inputs:
+        with pytest.raises(ValueError, match=f"'{criterion}' looks at the inputs.*calibration="):
+            prune_(model, config)
+        return
     if CRITERIA[criterion]().is_statistic:
         with pytest.raises(ValueError, match=f"'{criterion}', which averages over optimizer steps"):
             prune_(model, config)
@@ -102,3 +106,88 @@ def test_identities_and_keys_of_the_model_stay(tiny_bert):
     prune_(model, PruningConfig(sparsity=0.5))
     assert {name: (id(p), p.data_ptr()) for name, p in model.named_parameters()} == before
     assert list(model.state_dict()) == keys
+
+
+def calibration(num_batches=6):
+    """Batches as a DataLoader gives them, some tokens of which are padding."""
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(num_batches):
+        ids = torch.randint(0, 40, (4, 12), generator=generator)
+        lengths = torch.randint(6, 13, (4, 1), generator=generator)
+        yield {"input_ids": ids, "attention_mask": (torch.arange(12) < lengths).long()}
+
+
+def logits(model):
+    """Of the calibration data."""
+    with torch.no_grad():
+        return torch.cat([model.eval()(**batch).logits for batch in calibration()])
+
+
+@pytest.mark.parametrize("criterion", ["magnitude", "wanda", "random"])
+@pytest.mark.parametrize(
+    "wanted",
+    [*({"sparsity": 0.5, "scope": scope} for scope in SCOPES), {"pattern": "2:4"}],
+    ids=str,
+)
+def test_with_calibration_the_model_is_nearer_to_the_dense_one(tiny_bert, criterion, wanted):
+    config = PruningConfig(criterion=criterion, **wanted)
+    scaled = {"initializer_range": 0.3}  # so that a layer does something
+    dense, masked, solved = (tiny_bert(**scaled) for _ in range(3))
+    report = prune_(solved, config, calibration())
+    for name, weight in find_targets(masked).items():
+        weight.data *= solved.get_parameter(name) != 0
+    truth = logits(dense)
+    assert (logits(solved) - truth).norm() < (logits(masked) - truth).norm()
+    assert report.num_zeros == 2048
+    assert report.is_at_target
+    assert wanted.get("pattern", "unstructured") in (*report.patterns, "unstructured")
+    assert all(w.output_error < w.output_error_masked for w in report.weights)
+    assert "after compensation" in str(report)
+
+
+def test_without_calibration_nothing_is_said_of_errors(tiny_bert):
+    report = prune_(tiny_bert(), PruningConfig(sparsity=0.5))
+    assert {(w.output_error_masked, w.output_error) for w in report.weights} == {(None, None)}
+    assert "compensation" not in str(report)
+
+
+def test_wandas_masks_are_those_of_the_dense_models_inputs(tiny_bert):
+    model, dense = tiny_bert(), tiny_bert()
+    name, inputs = "bert.encoder.layer.1.intermediate.dense.weight", []
+    layer = dense.get_submodule(name.removesuffix(".weight"))
+    layer.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
+    logits(dense)
+    real = [batch["attention_mask"].bool() for batch in calibration()]
+    norms = torch.cat([x[mask] for x, mask in zip(inputs, real, strict=True)]).norm(dim=0)
+    prune_(model, PruningConfig(sparsity=0.75, criterion="wanda"), calibration())
+    kept, scores = model.get_parameter(name) != 0, layer.weight.abs() * norms
+    assert scores[kept].min() >= scores[~kept].max()
+
+
+def test_what_is_not_pruned_stays_as_it_was_with_calibration(tiny_bert):
+    model, dense = tiny_bert(), tiny_bert()
+    model.train()
+    prune_(model, PruningConfig(sparsity=0.5), calibration())
+    targets = find_targets(model)
+    for name, parameter in dense.named_parameters():
+        assert name in targets or torch.equal(model.get_parameter(name), parameter)
+    assert all(module.training for module in model.modules())
+    assert all(weight.grad is None and weight.requires_grad for weight in targets.values())
+
+
+@pytest.mark.parametrize(
+    ("batches", "message"),
+    [
+        ([], "calibration must hold a batch"),
+        ([torch.ones(2)], "calibration must give dicts of tensors.*got Tensor"),
+        ([{"input_ids": [1, 2]}], "calibration must give dicts of tensors"),
+        ([{"unknown": torch.ones(2)}], "exactly one of input_ids"),
+        ([{"inputs_embeds": torch.full((1, 4, 16), math.nan)}], "NaN or infinity"),
+    ],
+)
+@pytest.mark.parametrize("criterion", ["magnitude", "wanda"])
+def test_calibration_that_fails_leaves_the_model_as_it_was(tiny_bert, batches, message, criterion):
+    model, dense = tiny_bert(), tiny_bert()
+    with pytest.raises(ValueError, match=message):
+        prune_(model, PruningConfig(sparsity=0.5, criterion=criterion), batches)
+    assert all(torch.equal(model.get_parameter(name), p) for name, p in dense.named_parameters())

@@ -1,6 +1,6 @@
 """The inputs of the layers: hooks that show them, and the criterion that scores by them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,9 @@ from hf_cyclprune.pruning.criterion import Criterion, Rows, criterion
 
 Observer = Callable[[str, Tensor], None]
 """Takes the name of a target and a batch of inputs of its layer.  # (N, I)"""
+
+Batch = Mapping[str, Tensor]
+"""Keyword arguments of a model, as a DataLoader gives them."""
 
 
 class InputHook:
@@ -49,6 +52,37 @@ def hook_inputs(
         )
         for name, layer in layers.items()
     ]
+
+
+def show_inputs(
+    model: nn.Module, layers: Mapping[str, nn.Module], batches: Iterable[Batch], see: Observer
+) -> None:
+    """Run the batches through the model in evaluation mode, and show the inputs of these layers.
+
+    Tokens that pad a sequence are left out where the batch has an attention mask of two dimensions.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    device = next(model.parameters()).device
+    padding: list[Tensor | None] = [None]
+
+    def see_tokens(name: str, inputs: Tensor) -> None:
+        real = padding[0]
+        see(name, inputs if real is None or real.shape != inputs.shape[:-1] else inputs[real])
+
+    hooks = hook_inputs(layers, see_tokens, only_training=False)
+    try:
+        model.eval()
+        with torch.no_grad():
+            for batch in batches:
+                moved = {key: value.to(device) for key, value in batch.items()}
+                mask = moved.get("attention_mask")
+                padding[0] = mask.bool() if mask is not None else None
+                model(**moved)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, mode in modes:
+            module.training = mode
 
 
 @criterion("wanda")

@@ -41,6 +41,7 @@ class SparsityReport(WeightGroup):
         patterns: Iterable[str] = CHECKED_PATTERNS,
         cycles: Iterable[CycleReport] = (),
         target_sparsity: float | None = None,
+        output_errors: Mapping[str, tuple[float, float]] | None = None,
     ) -> "SparsityReport":
         """Count the zeros of the target weights as they are now.
 
@@ -50,12 +51,17 @@ class SparsityReport(WeightGroup):
                 `find_targets`.
             patterns: the n:m patterns to check; other patterns are passed over.
             cycles, target_sparsity: those of the run, for the report.
+            output_errors: name -> `output_error_masked` and `output_error` of `WeightReport`.
         """
         weights = model
         if isinstance(weights, nn.Module):
             weights = find_targets(weights, targets, ignore, keep_frozen=True)
         checked = [p for p in map(parse_pattern, dict.fromkeys(patterns)) if isinstance(p, NM)]
-        counted = (measure_weight(name, weight, checked) for name, weight in weights.items())
+        errors = output_errors or {}
+        counted = (
+            measure_weight(name, weight, checked, errors.get(name, (None, None)))
+            for name, weight in weights.items()
+        )
         return cls(tuple(counted), tuple(cycles), target_sparsity)
 
     @property

@@ -66,7 +66,14 @@ def _summary(weights: WeightGroup, missed_target: float | None) -> Text:
     if missed_target is not None:
         text.append(f"\nnot at the target of {percent(missed_target)}", style)
     text.append("\nn:m satisfied by all: ")
-    return text.append(", ".join(weights.patterns) or "none", "green" if weights.patterns else "")
+    text.append(", ".join(weights.patterns) or "none", "green" if weights.patterns else "")
+    errors = weights.mean_output_errors
+    if errors is not None:
+        text.append(
+            "\nrelative error of a layer's output on the calibration data, mean over the matrices: "
+            f"{percent(errors[0])} masked, {percent(errors[1])} after compensation"
+        )
+    return text
 
 
 def _kinds(weights: WeightGroup) -> Table:

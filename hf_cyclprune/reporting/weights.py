@@ -28,6 +28,11 @@ class WeightReport:
     num_zeros: int
     patterns: tuple[str, ...]
     """The n:m patterns that every group of it satisfies."""
+    output_error_masked: float | None = None
+    """||X W'^T - X W^T|| / ||X W^T|| on the calibration inputs X, for the dense W and W' the same
+    with zeros; None without calibration, and if the layer got no input."""
+    output_error: float | None = None
+    """The same, after the kept weights were solved again."""
 
     @property
     def num_weights(self) -> int:
@@ -76,6 +81,16 @@ class WeightGroup:
         common = set.intersection(*(set(weight.patterns) for weight in self.weights))
         return tuple(p for p in self.weights[0].patterns if p in common)
 
+    @property
+    def mean_output_errors(self) -> tuple[float, float] | None:
+        """Means of `output_error_masked` and of `output_error`; None if no weight has them."""
+        pairs = [(w.output_error_masked, w.output_error) for w in self.weights]
+        known = [(a, b) for a, b in pairs if a is not None and b is not None]
+        if not known:
+            return None
+        masked, solved = (sum(column) / len(known) for column in zip(*known, strict=True))
+        return masked, solved
+
     def by_layer(self) -> dict[str, "WeightGroup"]:
         """Return the weights of each block; those outside of the blocks are under "none"."""
         return self.grouped(lambda w: "none" if w.layer is None else f"layer {w.layer}")
@@ -92,7 +107,12 @@ class WeightGroup:
         return {name: WeightGroup(tuple(weights)) for name, weights in groups.items()}
 
 
-def measure_weight(name: str, weight: Tensor, patterns: Sequence[NM]) -> WeightReport:
+def measure_weight(
+    name: str,
+    weight: Tensor,
+    patterns: Sequence[NM],
+    output_errors: tuple[float | None, float | None] = (None, None),
+) -> WeightReport:
     """Count the zeros of one target weight, and check which of the patterns it satisfies."""
     is_kept = weight.detach() != 0
     layer, kind = split_name(name)
@@ -103,6 +123,8 @@ def measure_weight(name: str, weight: Tensor, patterns: Sequence[NM]) -> WeightR
         shape=tuple(weight.shape),
         num_zeros=weight.numel() - int(is_kept.sum()),
         patterns=tuple(str(p) for p in patterns if satisfies(is_kept, p)),
+        output_error_masked=output_errors[0],
+        output_error=output_errors[1],
     )
 
 

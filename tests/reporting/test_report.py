@@ -143,6 +143,21 @@ def test_a_report_is_saved_as_json_and_its_cycles_are_read_again(sparse_bert, tm
     assert load_report(tmp_path) == report
 
 
+def test_errors_of_outputs_are_saved_and_a_report_without_them_is_read(sparse_bert, tmp_path):
+    names = list(find_targets(sparse_bert))
+    errors = {names[0]: (0.5, 0.25), names[1]: (0.25, 0.125)}
+    report = SparsityReport.measure(sparse_bert, output_errors=errors)
+    assert report.mean_output_errors == (0.375, 0.1875)
+    assert "the matrices: 37.50% masked, 18.75% after compensation" in str(report)
+    path = report.save(tmp_path)
+    assert load_report(tmp_path) == report
+    values = json.loads(path.read_text())
+    for weight in values["weights"]:
+        del weight["output_error"], weight["output_error_masked"]
+    path.write_text(json.dumps(values))
+    assert load_report(tmp_path) == SparsityReport.measure(sparse_bert)
+
+
 def test_a_folder_without_a_report_has_none(tmp_path):
     assert load_report(tmp_path) is None
 
