@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hf_cyclprune.methods import METHODS
-from hf_cyclprune.pruning import activations, criteria, observers  # noqa: F401, fill CRITERIA
+from hf_cyclprune.pruning import activations, criteria, lookahead, observers  # noqa: F401
 from hf_cyclprune.pruning.criterion import CRITERIA
 from hf_cyclprune.pruning.pruned_weights import PRUNED_WEIGHTS
 from hf_cyclprune.pruning.ramps import RAMPS

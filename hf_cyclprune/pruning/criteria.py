@@ -1,6 +1,7 @@
 """The criteria that score a weight by its present values: weight, gradient, second moment."""
 
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -89,6 +90,10 @@ class FirstCycle(Criterion):
     def begin_cycle(self, cycle: int) -> None:
         self._use(self._first if cycle == 0 else self._then)
         self._now.begin_cycle(cycle)
+
+    def attach(self, targets: Mapping[str, Tensor]) -> None:
+        self._first.attach(targets)
+        self._then.attach(targets)
 
     def observe(self, name: str, weight: Tensor, gradient: Tensor) -> None:
         self._then.observe(name, weight, gradient)

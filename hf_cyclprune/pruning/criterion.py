@@ -10,7 +10,7 @@ or, where scores depend on more than that, a subclass of `Criterion`.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, TypeVar
 
@@ -75,6 +75,9 @@ class Criterion:
 
     def begin_cycle(self, cycle: int) -> None:
         """Called before the scores of a pruning step in this cycle, 0..k-1."""
+
+    def attach(self, targets: Mapping[str, Tensor]) -> None:
+        """Called once with the weights of all targets by name, which training changes in place."""
 
     def observe(self, name: str, weight: Tensor, gradient: Tensor) -> None:
         """See a target before an optimizer step, after the backward pass and clipping.

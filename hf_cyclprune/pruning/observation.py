@@ -31,6 +31,8 @@ class Observation:
         self._policy, self._criteria = policy, criteria
         self.moments = SecondMoments(policy.targets, optimizer)
         self._hooks: list[RemovableHandle] = []
+        for criterion in criteria:
+            criterion.attach(policy.targets)
 
     @property
     def reads(self) -> frozenset[str]:

@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from hf_cyclprune.pruning import lookahead
+
 SHAPES = {"a": (8, 8), "b": (4, 16), "c": (12, 4)}
 
 
@@ -36,6 +38,12 @@ def mask_of_lowest() -> Callable[[list[Tensor], int], list[Tensor]]:
 def pretend_accelerator() -> Callable[[], "mock._patch[property]"]:
     """A context in which no tensor admits to be on the CPU: the other branches run."""
     return lambda: mock.patch.object(torch.Tensor, "is_cpu", property(lambda tensor: False))
+
+
+@pytest.fixture(autouse=True)
+def _toy_pairs(monkeypatch):
+    """Of the toy's weights "b" feeds "c"."""
+    monkeypatch.setattr(lookahead, "PAIRS", (*lookahead.PAIRS, ("b", "c")))
 
 
 class Toy:

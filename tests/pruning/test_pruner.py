@@ -105,6 +105,7 @@ def test_the_masks_of_every_ramp_and_all_levels_are_those_of_the_slow_twin(
 def assert_equals_slow_twin(toy, pruner, mask_of_lowest):
     twin = SlowTwin(pruner, mask_of_lowest)
     scorer = type(pruner.criterion)()
+    scorer.attach(toy.targets)
     for t in range(1, STEPS + 1):
         before = toy.copies()
         toy.train_step(before_update=lambda t=t: pruner.before_update(t))
