@@ -88,14 +88,20 @@ class Platon(Criterion):
 class Benefit(Criterion):
     """What the loss loses without a weight, or would gain with it, in the same units.
 
-    For a kept weight the rise of the loss when it is pruned, to the second order:
-    c v w^2 / 2. For a pruned one the fall of the loss when it comes back with its value w:
-    -g w - c v w^2 / 2, where g is the mean gradient since weights were exchanged last, v the mean
-    squared gradient, and c turns v into a curvature.
+    For a kept weight the rise of the loss when it is pruned, to the second order: c v w^2 / 2.
+    For a pruned one the fall of the loss when it comes back with its value w:
+
+        -g w - z |w| sqrt(v / n) - c v w^2 / 2
+
+    g is the mean gradient over the n steps since weights were exchanged last, v the mean squared
+    gradient, and c turns v into a curvature. The second term is z standard errors of the first:
+    among many pruned weights some have a mean gradient of the right sign by chance.
     """
 
     curvature = 10.0
     """c; about the batch size if the gradients of single examples are independent."""
+    num_errors = 2.0
+    """z."""
     observes = True
     reads = frozenset({"second_moment"})
     is_elementwise = True
@@ -113,7 +119,9 @@ class Benefit(Criterion):
         assert rows.second_moment is not None, "it is in `reads`"
         total = self.remember("gradient_sum", rows.name, rows.weight)[rows.place]
         num_steps = self.remember("num_steps", rows.name, rows.weight.new_zeros(()))
-        weight = rows.weight.float()
-        cost = weight.square() * rows.second_moment * (self.curvature / 2)
-        gain = total * weight / -num_steps.clamp(min=1) - cost
+        num_steps = num_steps.clamp(min=1)
+        weight, moment = rows.weight.float(), rows.second_moment
+        cost = weight.square() * moment * (self.curvature / 2)
+        error = weight.abs() * (moment / num_steps).sqrt()
+        gain = total * weight / -num_steps - self.num_errors * error - cost
         return torch.where(rows.kept, cost, gain)
