@@ -43,6 +43,7 @@ PAPERS_BY_HAND = {
     "fisher": ("Theis et al. 2018", "1801.05787"),
     "wanda": ("Sun et al. 2023", "2306.11695"),
     "lookahead": ("Park et al. 2020", "2002.04809"),
+    "cyclical_stored": ("Srinivas et al. 2022", "2202.01290"),
     "swap": ("Srinivas et al. 2022", "2202.01290"),
     "hold": None,
 }

@@ -256,9 +256,9 @@ def test_swap_exchanges_while_the_benefit_exceeds_the_cost():
     for t in (2, 3, 4, 5):  # step 5 is the edge; the mean of 5 gradients is 0.8 of this
         done = take_step(pruner, t, gradient)
     # Costs of the kept, 0.5 w^2: 2.0, 0.5, 0.18 and 4.5. Two standard errors of a mean gradient are
-    # 2 sqrt(0.1 / 5) = 0.283. Benefits, -g W - 0.283 |W| - 0.5 W^2 with g = 0.8 of the above: of 0.1,
-    # 0.72 - 0.028 - 0.005 = 0.687; of 0.5, 0.4 - 0.141 - 0.125 = 0.134; of 0.4, less than 0; of 0.2,
-    # 0.08 - 0.057 - 0.02 = 0.003. The four best of all eight: 4.5, 2.0, 0.687, 0.5.
+    # 2 sqrt(0.1 / 5) = 0.283. Benefits, -g W - 0.283 |W| - 0.5 W^2 with g = 0.8 of the above: of
+    # 0.1, 0.72 - 0.028 - 0.005 = 0.687; of 0.5, 0.4 - 0.141 - 0.125 = 0.134; of 0.4, less than 0;
+    # of 0.2, 0.08 - 0.057 - 0.02 = 0.003. The four best of all eight: 4.5, 2.0, 0.687, 0.5.
     assert done.is_reset
     assert (done.benefit, done.cost) == (pytest.approx(0.687, abs=1e-3), pytest.approx(0.18))
     assert weight.tolist() == [[2.0, 1.0, 0.0, pytest.approx(0.1)], [3.0, 0.0, 0.0, 0.0]]
