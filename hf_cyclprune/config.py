@@ -33,6 +33,7 @@ from hf_cyclprune.pruning.targets import find_sparsity
 CONFIG_NAME = "pruning_config.json"
 
 _FRACTIONS = (
+    "min_density",
     "pruned_decay",
     "flow_ratio",
     "regrowth_ratio",
@@ -71,6 +72,8 @@ class PruningConfig(PruningOptions):
         if self.ema_decay is not None:
             check_decay("ema_decay", self.ema_decay)
         plan = self.plan
+        for name in _FRACTIONS:
+            check_fraction(name, getattr(plan, name))
         if plan.recompute == "never":
             self._check_nothing_moves_zeros()
             return
@@ -83,8 +86,12 @@ class PruningConfig(PruningOptions):
         check_known("pruned_weights", plan.pruned_weights, PRUNED_WEIGHTS)
         check_known("regrowth", plan.regrowth, ["none", *CRITERIA])
         check_known("regrowth_at", plan.regrowth_at, REGROWTH_AT)
-        for name in _FRACTIONS:
-            check_fraction(name, getattr(plan, name))
+        target = self.target_sparsity or 0.0
+        if plan.min_density > 1.0 - target:
+            raise ValueError(
+                f"min_density must be at most {1.0 - target:.4g}, what a sparsity of {target:g} "
+                f"keeps; got {plan.min_density:g}. Pass a smaller one."
+            )
 
     def _check_nothing_moves_zeros(self) -> None:
         """With zeros that stay where they are, only the choice of weights has a meaning."""
@@ -166,7 +173,8 @@ class PruningConfig(PruningOptions):
     def build_pattern(self) -> Pattern:
         """Return where zeros may fall."""
         is_free = self.pattern == "unstructured"  # a method's scope means nothing with n:m
-        return parse_pattern(self.pattern, self.plan.scope if is_free else self.scope)
+        scope = self.plan.scope if is_free else self.scope
+        return parse_pattern(self.pattern, scope, self.plan.min_density)
 
     def build_criterion(self) -> Criterion:
         """Return what scores the weights."""

@@ -25,6 +25,7 @@ class Plan:
 
     criterion: str = "magnitude"
     scope: str | None = None
+    min_density: float = 0.0
     num_cycles: int = 4
     reset_ratio: float = 0.5
     ramp: str = "cubic"

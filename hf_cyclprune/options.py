@@ -39,6 +39,9 @@ class PruningOptions:
         "Unstructured only: which weights are ranked together. 'layer' (default) prunes every "
         "matrix alike, 'global' ranks all of them together, 'erk' prunes large matrices more.",
     )
+    min_density: float | None = _option(
+        "Scope 'global' only: share of every matrix that is kept in any case, in [0, 1]."
+    )
     criterion: str | None = _option(
         f"How weights are scored; the lowest are pruned: {', '.join(CRITERIA)}."
     )

@@ -40,11 +40,19 @@ class Pattern:
         """Return the keys with the highest possible one where this pattern never prunes."""
         return keys
 
+    @property
+    def is_rowwise(self) -> bool:
+        """Whether `protect` may be given a few rows of a weight at a time."""
+        return True
+
 
 @dataclass(frozen=True)
 class Unstructured(Pattern):
     """Zeros anywhere. Scope "layer": the same sparsity in every target; "global": one ranking over
     all of them; "erk": by layer, denser the smaller the layer (see `erk_densities`).
+
+    `min_density` is for "global": the share of every target that is kept in any case, since nothing
+    passes through a matrix of zeros, and few of them can ruin a model.
 
     >>> Unstructured("layer").num_pruned({"a": (2, 4), "b": (3, 3)}, 0.5)
     [4, 4]
@@ -53,6 +61,15 @@ class Unstructured(Pattern):
     """
 
     scope: str = "layer"
+    min_density: float = 0.0
+
+    def protect(self, keys: Tensor, shape: Sequence[int]) -> Tensor:
+        num_kept = math.ceil(self.min_density * keys.numel())
+        return keys.scatter(0, keys.topk(num_kept).indices, HIGHEST_KEY) if num_kept else keys
+
+    @property
+    def is_rowwise(self) -> bool:
+        return not self.min_density
 
     def groups(self, shapes: Shapes) -> list[tuple[str, ...]]:
         return [tuple(shapes)] if self.scope == "global" else super().groups(shapes)
@@ -169,12 +186,18 @@ def largest_remainder(parts: Sequence[float], total: int, limits: Sequence[int])
     return counts
 
 
-def parse_pattern(pattern: str, scope: str | None = None) -> Pattern:
+def parse_pattern(pattern: str, scope: str | None = None, min_density: float = 0.0) -> Pattern:
     """Return the pattern that a user spelled "unstructured" or "n:m".
 
     Raises:
-        ValueError: an unknown spelling or scope, n and m out of 0 < n < m, or n:m with a scope.
+        ValueError: an unknown spelling or scope, n and m out of 0 < n < m, n:m with a scope, or a
+            minimal density without the scope "global".
     """
+    if min_density and scope != "global":
+        raise ValueError(
+            f"min_density must come with scope='global', where a matrix could lose all weights; "
+            f"got {min_density:g}. Leave it out."
+        )
     match = re.fullmatch(r"(\d+):(\d+)", str(pattern))
     if match is None:
         if pattern != "unstructured":
@@ -186,7 +209,7 @@ def parse_pattern(pattern: str, scope: str | None = None) -> Pattern:
             raise ValueError(
                 f"scope must be one of {', '.join(SCOPES)}; got '{scope}'. Omit it for 'layer'."
             )
-        return Unstructured(scope or "layer")
+        return Unstructured(scope or "layer", min_density)
     n, m = int(match[1]), int(match[2])
     if not 0 < n < m:
         raise ValueError(

@@ -125,7 +125,7 @@ class Ranking:
     def _blocks(self, name: str, criterion: Criterion) -> list[slice]:
         """Split a target into the rows that are scored at a time: on a CPU they fit its cache."""
         weight = self.policy.targets[name]
-        if not (weight.is_cpu and criterion.is_elementwise):
+        if not (weight.is_cpu and criterion.is_elementwise and self.pattern.is_rowwise):
             return [slice(None)]
         num_rows = max(1, CHUNK // max(1, weight[0].numel()))
         return [slice(i, i + num_rows) for i in range(0, len(weight), num_rows)]

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hf_cyclprune import PruningConfig
 from hf_cyclprune.pruning.criterion import Criterion
 from hf_cyclprune.pruning.patterns import (
     NM,
@@ -266,3 +267,32 @@ def test_bad_spellings_are_refused_with_a_remedy(spelling, scope, words):
     with pytest.raises(ValueError, match="must") as error:
         parse_pattern(spelling, scope)
     assert [word for word in words if word not in str(error.value)] == []
+
+
+def test_a_floor_keeps_the_best_of_every_matrix_and_the_count_of_all():
+    table = {"small": torch.arange(1.0, 41.0).view(4, 10) / 1000, "large": torch.ones(4, 10)}
+    without = masks_of(Unstructured("global"), table, 0.5)
+    assert not without["small"].any()
+    masks = masks_of(Unstructured("global", 0.1), table, 0.5)
+    assert masks["small"].flatten().nonzero().flatten().tolist() == [36, 37, 38, 39]
+    assert int(masks["large"].sum()) == 36
+
+
+def test_a_floor_counts_whole_matrices_however_many_rows_are_scored_at_a_time(monkeypatch):
+    monkeypatch.setattr("hf_cyclprune.pruning.ranking.CHUNK", 10)
+    table = {"a": torch.arange(1.0, 41.0).view(4, 10), "b": 100 * torch.ones(4, 10)}
+    masks = masks_of(Unstructured("global", 0.25), table, 0.5)
+    assert masks["a"].sum(1).tolist() == [0, 0, 0, 10]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"min_density": 0.05}, "min_density must come with scope='global'"),
+        ({"min_density": 0.2, "scope": "global"}, r"at most 0\.1.*got 0\.2"),
+        ({"min_density": -1, "scope": "global"}, r"min_density must be in \[0, 1\]"),
+    ],
+)
+def test_a_floor_that_cannot_be_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        PruningConfig(sparsity=0.9, **options)
