@@ -12,10 +12,20 @@ from transformers import (
     TrainingArguments,
 )
 
-from hf_cyclprune import METHODS, PruningConfig, PruningTrainer, find_targets, prune_
+from hf_cyclprune import (
+    CRITERIA,
+    METHODS,
+    PruningConfig,
+    PruningTrainer,
+    criterion,
+    find_targets,
+    prune_,
+)
+from hf_cyclprune.card.rendering import make_card
 from hf_cyclprune.demo.model import find_model
 from hf_cyclprune.demo.sentences import make_task
 from hf_cyclprune.methods import Method, Plan
+from hf_cyclprune.pruning.pruned_weights import PRUNED_WEIGHTS, pruned_weights
 
 PAPERS_BY_HAND = {
     "cyclical": ("Srinivas et al. 2022", "2202.01290"),
@@ -156,3 +166,40 @@ def test_a_row_of_a_user_is_a_method(monkeypatch, tiny_bert):
     schedule = PruningConfig(method="half", sparsity=0.8).build_schedule(10)
     assert schedule.sparsity_at(1) == pytest.approx(0.4)
     assert schedule.sparsity_at(10) == 0.8
+
+
+def test_a_method_a_criterion_and_a_policy_from_outside_work_together(monkeypatch, train):
+    @criterion("closest_to_one", is_signed=False)
+    def closest_to_one(weight):
+        return 1 / (1 + (weight.abs() - 1).abs())
+
+    @pruned_weights("half")
+    class Half(PRUNED_WEIGHTS["stored"]):
+        """Returns with half of the value that it had when it was pruned."""
+
+        def take(self, name, position):
+            super().take(name, position)
+            self.values[name].mul_(0.5)
+
+    row = Method(
+        title="pruning to one half",
+        formula="s_t / 2, then s_t",
+        sentence="Weights far from one are pruned, and return with half of their value.",
+        settings={"criterion": "closest_to_one", "pruned_weights": "half", "num_cycles": 2},
+    )
+    monkeypatch.setitem(METHODS, "to_half", row)
+    config = PruningConfig(method="to_half", sparsity=0.8)
+    trainer = train(PruningTrainer, pruning_config=config)
+    assert trainer.sparsity_report().is_at_target
+    assert int(trainer.pruner.num_returned) > 0
+    assert "with pruning to one half" in make_card(trainer.model_card())
+
+
+@pytest.fixture(autouse=True)
+def _registries():
+    """What a test registers is gone after it."""
+    before = [(registry, dict(registry)) for registry in (CRITERIA, PRUNED_WEIGHTS)]
+    yield
+    for registry, rows in before:
+        registry.clear()
+        registry.update(rows)

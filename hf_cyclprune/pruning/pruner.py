@@ -213,8 +213,9 @@ class Pruner:
         self.ranking.protected_until = t + regrowth.protected_steps(t, self.schedule)
         gains = [self.num_returned.new_zeros(4, dtype=torch.float64)]
         for g, n in ready.items():
-            num_dropped = int(share * (self._size(g) - n))
-            if num_dropped and n:
+            num_kept = self._size(g) - n
+            num_dropped = min(int(share * num_kept), num_kept - 1)
+            if num_dropped > 0 and n:
                 drops, returns = self.criterion, regrowth.criterion
                 gains.append(self.ranking.exchange_(self.groups[g], n, num_dropped, drops, returns))
         regrowth.criterion.forget()
