@@ -23,6 +23,7 @@ from hf_cyclprune.methods import METHODS, Plan
 from hf_cyclprune.options import PruningOptions
 from hf_cyclprune.pruning.criteria import FirstCycle
 from hf_cyclprune.pruning.criterion import CRITERIA, Criterion
+from hf_cyclprune.pruning.layer_sparsities import LayerSparsities, parse_layer_sparsities
 from hf_cyclprune.pruning.patterns import Pattern, find_target, parse_pattern
 from hf_cyclprune.pruning.pruned_weights import PRUNED_WEIGHTS
 from hf_cyclprune.pruning.pruner import Pruner
@@ -174,6 +175,14 @@ class PruningConfig(PruningOptions):
         """Return where zeros may fall."""
         is_free = self.pattern == "unstructured"  # a method's scope means nothing with n:m
         scope = self.plan.scope if is_free else self.scope
+        if self.layer_sparsities is not None:
+            if not is_free or self.scope is not None:
+                raise ValueError(
+                    "layer_sparsities must come with pattern 'unstructured' and without scope; got "
+                    f"pattern '{self.pattern}' and scope {self.scope!r}. Leave these out."
+                )
+            pairs = parse_layer_sparsities(self.layer_sparsities)
+            return LayerSparsities(pairs, self.sparsity or 0.0)
         return parse_pattern(self.pattern, scope, self.plan.min_density)
 
     def build_criterion(self) -> Criterion:

@@ -39,6 +39,10 @@ class PruningOptions:
         "Unstructured only: which weights are ranked together. 'layer' (default) prunes every "
         "matrix alike, 'global' ranks all of them together, 'erk' prunes large matrices more.",
     )
+    layer_sparsities: list[str] | None = _option(
+        "Unstructured only: 'EXPRESSION=SPARSITY' for the weights whose names match a regular "
+        "expression; the others make up the total. While sparsity climbs, all climb in proportion."
+    )
     min_density: float | None = _option(
         "Scope 'global' only: share of every matrix that is kept in any case, in [0, 1]."
     )

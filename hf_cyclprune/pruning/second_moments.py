@@ -44,6 +44,7 @@ class SecondMoments:
         """Add a step's gradient to our own average, unless the optimizer keeps one."""
         if self._of_optimizer(name) is not None:
             self.own.pop(name, None)
+            self.num_steps.pop(name, None)
             return
         if name not in self.own:
             self.own[name] = torch.zeros_like(gradient, dtype=torch.float32)
