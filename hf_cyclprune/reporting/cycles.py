@@ -45,8 +45,9 @@ class CycleReport:
 
     @property
     def shares(self) -> dict[str, float]:
-        """Recovered shares and mask change by name, without those that are None."""
-        names = ("recovered_share_at_edge", "recovered_share_at_end", "mask_change")
+        """What the cycle did to the masks, by name, without what is None."""
+        recovered = ("recovered_share_at_edge", "recovered_share_at_end")
+        names = (*recovered, "mask_change", "benefit", "cost")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
     def describe(self, num_cycles: int) -> str:

@@ -62,3 +62,13 @@ def test_methods_that_do_not_depend_on_it_do_not_warn(train, options, recwarn):
     config = PruningConfig(sparsity=0.8, **options)
     train(PruningTrainer, args={"learning_rate": 1e-5}, pruning_config=config)
     assert not [w for w in recwarn if "Hardly any" in str(w.message)]
+
+
+def test_what_an_exchange_was_worth_is_logged_and_in_the_console_and_the_card(train, capsys):
+    trainer = train(PruningTrainer, pruning_config=PruningConfig(method="swap", sparsity=0.8))
+    cycles = [cycle for cycle in trainer.sparsity_report().cycles if cycle.benefit is not None]
+    assert [cycle.cycle for cycle in cycles] == [2, 3, 4]  # edges in the first 0.7 of the run
+    logged = [entry for entry in trainer.state.log_history if "benefit" in entry]
+    assert [entry["benefit"] for entry in logged] == [cycle.benefit for cycle in cycles]
+    assert "exchanged for a mean benefit of" in capsys.readouterr().out
+    assert "| benefit" in make_card(trainer.model_card())
