@@ -2,7 +2,7 @@ import pytest
 import torch
 from transformers import get_scheduler
 
-from hf_cyclprune import Schedule, get_restarting_scheduler
+from hf_cyclprune import PruningConfig, PruningTrainer, Schedule, get_restarting_scheduler
 
 
 def rates(scheduler, optimizer, num_steps):
@@ -79,3 +79,20 @@ def test_a_warmup_longer_than_the_climb_is_refused():
     get_restarting_scheduler("linear", new_optimizer(), schedule, num_warmup_steps=8)
     with pytest.raises(ValueError, match=r"warmup_steps must not outlast .* 8 .*got 9"):
         get_restarting_scheduler("linear", new_optimizer(), schedule, num_warmup_steps=9)
+
+
+def test_the_peak_of_the_restarts_can_shrink():
+    schedule = Schedule(0.8, 20, num_cycles=2)
+    optimizer = new_optimizer(lr=1.0)
+    scheduler = get_restarting_scheduler("linear", optimizer, schedule, restart_decay=0.5)
+    falling = [1 - u / 10 for u in range(10)]
+    expected = [*falling, *(rate / 2 for rate in falling)]
+    assert rates(scheduler, optimizer, 20) == pytest.approx(expected)
+
+
+def test_the_option_for_shrinking_peaks_reaches_the_trainers_schedule(train):
+    config = PruningConfig(sparsity=0.8, num_cycles=4, restart_decay=0.5)
+    trainer = train(PruningTrainer, args={"logging_steps": 1}, pruning_config=config)
+    used = [entry["learning_rate"] for entry in trainer.state.log_history if "loss" in entry]
+    assert used[10:20] == pytest.approx([rate / 2 for rate in used[:10]])
+    assert used[30:39] == pytest.approx([rate / 8 for rate in used[:9]])
