@@ -1,4 +1,4 @@
-"""Add cyclical pruning to a training loop of your own, in three lines.
+"""Add pruning, by any method, to a training loop of your own.
 
     python examples/plain_loop.py
 
@@ -20,13 +20,15 @@ def main() -> SparsityReport:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
 
     config = PruningConfig(sparsity=0.9, num_cycles=3)
-    pruner = config.build_pruner(find_targets(model), TOTAL_STEPS)
+    pruner = config.build_pruner(find_targets(model), TOTAL_STEPS, optimizer, model=model)
     scheduler = get_restarting_scheduler("linear", optimizer, pruner.schedule)
 
     for t in range(1, TOTAL_STEPS + 1):  # t counts finished optimizer steps
         ids = torch.randint(0, 30000, (8, 16))
+        pruner.begin_step(t)
         loss = model(input_ids=ids, labels=ids[:, 0] % 2).loss
         loss.backward()
+        pruner.before_update(t)  # after clipping, if you clip gradients
         optimizer.step()
         pruner.step(t)  # right after the optimizer, while the gradients are still there
         scheduler.step()
