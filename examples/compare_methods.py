@@ -41,7 +41,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--num_train", type=int, default=40_000, help="train rows at most")
     parser.add_argument("--num_held_out", type=int, default=4_000, help="train rows held out")
     parser.add_argument("--bf16", action="store_true")
-    parser.add_argument("--workers", type=int, default=2, help="runs at once, of one thread each")
+    parser.add_argument(
+        "--workers", type=int, default=2, help="runs at once, which share the cores"
+    )
     parser.add_argument("--run", help=argparse.SUPPRESS)  # one run, in a process of its own
     return parser.parse_args()
 
@@ -191,7 +193,10 @@ def main() -> None:
     with ThreadPoolExecutor(options.workers) as pool:
         list(pool.map(lambda run: run_in_process(run, options), missing))
     finished = read(options.out)
+    failed = [run["arm"] for run in runs if key(run) not in finished]
     show([finished[key(run)] for run in runs if key(run) in finished])
+    if failed:
+        raise SystemExit(f"Not finished: {', '.join(failed)}. The same command runs them again.")
 
 
 def show(runs: list[dict[str, Any]]) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import Trainer
 from transformers.modelcard import extract_hyperparameters_from_trainer
 
+from hf_cyclprune.pruning.second_moments import unwrapped
 from hf_cyclprune.reporting.run import RunRecord
 from hf_cyclprune.secrets import redact
 
@@ -80,7 +81,7 @@ def _optimizer(args: Any) -> str:
 
 
 def _optimizer_of(optimizer: Any) -> str:
-    inner = getattr(optimizer, "optimizer", optimizer)  # accelerate's is around it
+    inner: Any = unwrapped(optimizer)
     plain = {k: v for k, v in inner.defaults.items() if isinstance(v, int | float | tuple)}
     values = [f"{name} {value}" for name, value in plain.items() if not isinstance(value, bool)]
     return ", ".join([type(inner).__name__, *values])

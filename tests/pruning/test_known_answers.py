@@ -278,5 +278,31 @@ def test_what_was_exchanged_is_protected_for_a_while():
         assert pruner.masks["w"].int().tolist() == [[1, 1, 1, 0, 0, 0, 0, 1]]
         assert pruner.ranking.protected["w"].int().tolist() == [[0] * 7 + [1]]
         take_step(pruner, t, [[0.0] * 8])
+    pruner.ranking.prune_(("w",), 5, pruner.criterion, may_return=False)
+    assert pruner.masks["w"].int().tolist() == [[1, 1, 0, 0, 0, 0, 0, 1]], "6 goes before 1"
     take_step(pruner, 7, [[0.0] * 8])
     assert not pruner.ranking.protected
+
+
+@pytest.mark.parametrize(("pruned_weights", "waits"), [("zero", True), ("stored", False)])
+def test_a_reset_waits_for_a_movement_only_where_weights_return_from_zero(pruned_weights, waits):
+    weight = parameter([[4.0, 3.0, 2.0, 1.0]])
+    options = {"num_cycles": 2, "reset_ratio": 0.5, "recompute": "climb"}
+    pruner = new_pruner(weight, 0.5, pruned_weights=pruned_weights, ramp_ratio=0.5, **options)
+    for t in range(1, 6):  # step 5 is the edge; nothing moves any weight
+        take_step(pruner, t, [[0.0] * 4])
+    assert bool(pruner.pending) == waits
+    assert weight.tolist() == [[4.0, 3.0, 0.0 if waits else 2.0, 0.0]]
+
+
+@pytest.mark.parametrize("criterion", ["movement", "snip", "platon", "benefit", "fisher"])
+def test_an_overflow_does_not_stay_in_what_was_observed(criterion):
+    weight = parameter([[4.0, 3.0, 2.0, 1.0]])
+    pruner = new_pruner(weight, 0.5, criterion=criterion, total_steps=100)
+    for t, gradient in enumerate([1.0, float("inf"), float("nan"), 2.0], 1):
+        weight.grad = torch.full_like(weight, gradient)
+        pruner.before_update(t)
+    memory = [m for quantity in pruner.criterion.memory.values() for m in quantity.values()]
+    memory += pruner.observation.moments.own.values()
+    assert memory
+    assert all(tensor.isfinite().all() for tensor in memory)
