@@ -186,10 +186,8 @@ class Pruner:
         is_ready = dict.fromkeys(due, False)
         if self.observation.is_warm(t, self.schedule.total_steps):
             masks = {g: {name: self.masks[name] for name in self.groups[g]} for g in due}
-            from_zero = {g for g in due if demand[g] < self.num_pruned[g]}
-            if self.policy.keeps_values:
-                from_zero = set()
-            is_ready = are_ready(self.targets, masks, from_zero, self.observation.reads)
+            resets = {g for g in due if demand[g] < self.num_pruned[g]}
+            is_ready = are_ready(self.targets, masks, resets, self.observation.reads)
         self.pending = {g for g in due if not is_ready[g]}
         ready = {g: demand[g] for g in due if is_ready[g]}
         # Totals are compared: with erk one group's count can fall by one while the total grows.

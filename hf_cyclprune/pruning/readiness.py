@@ -9,7 +9,7 @@ from torch import Tensor
 def are_ready(
     targets: Mapping[str, Tensor],
     groups: Mapping[int, Mapping[str, Tensor]],
-    from_zero: Set[int],
+    resets: Set[int],
     reads: Set[str],
 ) -> dict[int, bool]:
     """Return for each group whether it can be pruned now; waits for the device once at most.
@@ -17,10 +17,10 @@ def are_ready(
     Args:
         targets: name -> weight, after the optimizer's step.
         groups: number of a group -> its masks by name.
-        from_zero: groups whose weights return from zero: the optimizer must have moved one.
+        resets: groups whose weights return: one must not be zero, by a move or a value put back.
         reads: what the scores read; gradients must be finite.
     """
-    checks = {g: _check(targets, masks, g in from_zero, reads) for g, masks in groups.items()}
+    checks = {g: _check(targets, masks, g in resets, reads) for g, masks in groups.items()}
     asked = {g: check for g, check in checks.items() if check is not None}
     answers = torch.stack(list(asked.values())).tolist() if asked else []
     return dict.fromkeys(checks, True) | dict(zip(asked, answers, strict=True))
@@ -29,13 +29,13 @@ def are_ready(
 def _check(
     targets: Mapping[str, Tensor],
     masks: Mapping[str, Tensor],
-    is_from_zero: bool,
+    is_reset: bool,
     reads: Set[str],
 ) -> Tensor | None:
     """Return a bool on the device that allows to prune a group; None if nothing forbids it."""
     weights = {name: targets[name] for name in masks}
     conditions = []
-    if is_from_zero:  # some pruned weight has moved; `>` on bools is "and not"
+    if is_reset:  # some pruned weight is not zero; `>` on bools is "and not"
         moved = [((w != 0) > masks[name]).any() for name, w in weights.items()]
         conditions.append(torch.stack(moved).any())
     if "gradient" in reads:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_cyclprune import PruningConfig
+from hf_cyclprune import CRITERIA, PruningConfig
 from hf_cyclprune.pruning.criterion import Criterion
 from hf_cyclprune.pruning.patterns import (
     NM,
@@ -280,9 +280,11 @@ def test_a_floor_keeps_the_best_of_every_matrix_and_the_count_of_all():
 
 def test_a_floor_counts_whole_matrices_however_many_rows_are_scored_at_a_time(monkeypatch):
     monkeypatch.setattr("hf_cyclprune.pruning.ranking.CHUNK", 10)
-    table = {"a": torch.arange(1.0, 41.0).view(4, 10), "b": 100 * torch.ones(4, 10)}
-    masks = masks_of(Unstructured("global", 0.25), table, 0.5)
-    assert masks["a"].sum(1).tolist() == [0, 0, 0, 10]
+    weights = {"a": torch.arange(1.0, 41.0).view(4, 10), "b": 100 * torch.ones(4, 10)}
+    magnitude = CRITERIA["magnitude"]()
+    pruner = Pruner(weights, Schedule(0.5, 10), magnitude, Unstructured("global", 0.25))
+    pruner.prune_to(0.5)
+    assert pruner.masks["a"].sum(1).tolist() == [0, 0, 0, 10]
 
 
 @pytest.mark.parametrize(
