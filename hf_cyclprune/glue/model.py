@@ -18,7 +18,6 @@ from transformers.utils import logging
 
 from hf_cyclprune.glue.arguments import GlueArguments
 from hf_cyclprune.glue.tasks import GlueTask
-from hf_cyclprune.training.upstream import save_under_own_names
 
 _SHIFTED = ("roberta", "xlm-roberta", "camembert", "mpnet", "xlm-roberta-xl", "data2vec-text")
 logger = logging.get_logger(__name__)
@@ -104,7 +103,6 @@ def load_classifier(glue: GlueArguments, config: PretrainedConfig) -> PreTrained
             f"got '{glue.model_name_or_path}', whose weights have other shapes. Pass "
             "--ignore_mismatched_sizes to give it a new head."
         ) from error
-    save_under_own_names(model)
     return model
 
 

@@ -12,13 +12,13 @@ from hf_cyclprune.reporting.numbers import percent
 from hf_cyclprune.reporting.weights import MOST_ZEROS_BY_CHANCE
 from hf_cyclprune.training.describe import bare_model
 from hf_cyclprune.training.lr import check_restartable
-from hf_cyclprune.training.upstream import is_loss_inflated, save_under_own_names
+from hf_cyclprune.training.upstream import is_loss_inflated
 
 logger = logging.get_logger(__name__)
 
 
 def prepare_trainer(trainer: Trainer, config: PruningConfig) -> bool:
-    """Check a Trainer, and save its model under its own names; return whether to unscale the loss.
+    """Check a Trainer, and return whether its loss is to be unscaled.
 
     Raises:
         ValueError: it cannot evaluate, or restart its learning rate, as the config demands.
@@ -35,9 +35,6 @@ def prepare_trainer(trainer: Trainer, config: PruningConfig) -> bool:
                 f"{type(trainer.lr_scheduler).__name__}. Pass (optimizer, None), or "
                 "lr_restarts=False."
             )
-    if trainer.model is None:  # as between the trials of a search
-        return False
-    save_under_own_names(bare_model(trainer))
     return config.fix_loss_scaling and has_inflated_loss(trainer)
 
 

@@ -1,7 +1,10 @@
 """The rules for resuming a run: which masks fit the model, the weights and the new settings."""
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
+
+from torch import nn
 
 from hf_cyclprune.pruning.masks import unpack_mask
 from hf_cyclprune.pruning.pruner import Pruner
@@ -27,6 +30,25 @@ def restore_masks(pruner: Pruner, saved: PruningState) -> None:
     restore_snapshot(pruner, saved.snapshot)
     pending = set(saved.pending)
     pruner.pending = {g for g, names in enumerate(pruner.groups) if pending & set(names)}
+
+
+def check_all_loaded(model: nn.Module, missing: Sequence[str], unexpected: Sequence[str]) -> None:
+    """Raise a ValueError unless a checkpoint held every tensor of the model, and no other.
+
+    Tensors that share their memory with one that was there, or that the model never saves, may be
+    missing.
+    """
+    tensors = model.state_dict()
+    present = {tensor.data_ptr() for name, tensor in tensors.items() if name not in missing}
+    unsaved = getattr(model, "_keys_to_ignore_on_save", None) or ()
+    lost = [n for n in missing if n not in unsaved and tensors[n].data_ptr() not in present]
+    if lost or unexpected:
+        problem = f"lacks '{lost[0]}'" if lost else f"also holds '{unexpected[0]}'"
+        raise ValueError(
+            f"The checkpoint does not hold the tensors of this {type(model).__name__}: it {problem}"
+            f" ({len(lost)} are missing, {len(unexpected)} are others). Resume with the model and "
+            "the versions that wrote it, or begin a new run with from_pretrained(checkpoint)."
+        )
 
 
 def is_at_target(pruner: Pruner, saved: PruningState) -> bool:

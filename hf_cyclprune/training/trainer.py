@@ -24,6 +24,7 @@ from hf_cyclprune.training.evaluations import Evaluations
 from hf_cyclprune.training.lr import make_scheduler
 from hf_cyclprune.training.prerequisites import has_inflated_loss, prepare_trainer
 from hf_cyclprune.training.publishing import FinalPush, Publisher, branch_of, repo_name
+from hf_cyclprune.training.resume import check_all_loaded
 from hf_cyclprune.training.run import PruningRun
 from hf_cyclprune.training.saving import ModelSaver
 from hf_cyclprune.training.stopping import StopGate, left_masked
@@ -158,7 +159,12 @@ class PruningTrainer(Trainer):
             upstream.forget_state(folder)
             if self.pruning_run is not None:
                 self.pruning_run.save(folder, self.state.global_step)
-        super()._save_checkpoint(model, trial)
+        with upstream.own_names(bare_model(self)):
+            super()._save_checkpoint(model, trial)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        super()._issue_warnings_after_load(load_result)  # it also ties weights
+        check_all_loaded(bare_model(self), load_result.missing_keys, load_result.unexpected_keys)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         hide_token(self.args)

@@ -4,7 +4,8 @@ Seen in transformers 5.0.0 and 5.24, unless a function says otherwise.
 """
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,22 +13,25 @@ from torch import nn
 from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
-_OLD_NAMES = ("LayerNorm.gamma", "LayerNorm.beta")
 
+@contextmanager
+def own_names(model: Any) -> Iterator[None]:
+    """Inside, save_pretrained writes the names and tensors of the model's state_dict.
 
-def save_under_own_names(model: Any) -> None:
-    """Make save_pretrained write the names of the model's state_dict.
-
-    For weights from an old file, such as google-bert/bert-base-uncased with its `LayerNorm.gamma`,
-    it writes the old names (5.0.0: for all files), which the Trainer does not read from a
-    checkpoint: a resumed run, or the best model, has the LayerNorms from the start of training.
+    Otherwise it undoes what from_pretrained does with names and tensors of older files, such as
+    `LayerNorm.gamma` of google-bert/bert-base-uncased, or the experts of a Mixtral, one by one. The
+    Trainer reads its checkpoints without doing it again: a resumed run, or the best model, has
+    weights from the start of training.
     Remove when https://github.com/huggingface/transformers/issues/48805 is fixed.
     """
-    conversions = getattr(model, "_weight_conversions", None)
-    if conversions:
-        model._weight_conversions = [
-            c for c in conversions if not any(old in str(c.source_patterns) for old in _OLD_NAMES)
-        ]
+    conversions = vars(model).get("_weight_conversions")
+    model._weight_conversions = []
+    try:
+        yield
+    finally:
+        model._weight_conversions = conversions
+        if conversions is None:
+            del model._weight_conversions
 
 
 def is_loss_inflated(model: nn.Module) -> bool:

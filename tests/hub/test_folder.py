@@ -4,7 +4,7 @@ from hf_cyclprune.hub.folder import card_of_folder
 from hf_cyclprune.packing.weights import fingerprint
 from hf_cyclprune.reporting.cycles import CycleReport
 from hf_cyclprune.reporting.run import RunRecord
-from hf_cyclprune.training.upstream import save_under_own_names
+from hf_cyclprune.training.upstream import own_names
 
 
 def test_a_card_is_counted_in_the_weights(folder):
@@ -35,8 +35,8 @@ def test_the_run_of_other_weights_is_left_out(folder, tiny_bert):
     read = card_of_folder(folder)
     assert (read.record.metrics, read.report.cycles) == ({"eval_accuracy": 0.5}, cycles)
     model = type(tiny_bert()).from_pretrained(folder)
-    save_under_own_names(model)  # transformers 5.0.0 would not
-    model.save_pretrained(folder, max_shard_size="20KB")  # the same ones in other files
+    with own_names(model):  # transformers 5.0.0 would not use them
+        model.save_pretrained(folder, max_shard_size="20KB")  # the same ones in other files
     (folder / "model.safetensors").unlink()
     assert card_of_folder(folder).record.metrics == {"eval_accuracy": 0.5}
     model.classifier.weight.data.zero_()  # as many zeros in the target weights as before

@@ -42,11 +42,12 @@ def load(request, tiny_bert, tmp_path):
     return lambda: AutoModelForSequenceClassification.from_pretrained(tmp_path / "model")
 
 
-def test_files_have_the_names_of_the_model(load, train, tmp_path):
-    model = load()
-    trainer = train(PruningTrainer, model=model, pruning_config=CONFIG)
+def test_a_checkpoint_has_the_names_of_the_model_and_what_is_saved_loads(load, train, tmp_path):
+    model, args = load(), {"save_strategy": "steps", "save_steps": 40}
+    trainer = train(PruningTrainer, args=args, model=model, pruning_config=CONFIG)
+    checkpoint = load_file(tmp_path / "out" / "checkpoint-40" / "model.safetensors")
+    assert checkpoint.keys() == model.state_dict().keys()
     trainer.save_model(tmp_path / "saved")
-    assert load_file(tmp_path / "saved" / "model.safetensors").keys() == model.state_dict().keys()
     again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved")
     for name, weight in model.state_dict().items():
         assert torch.equal(again.state_dict()[name], weight), name
