@@ -5,7 +5,7 @@ from hf_cyclprune.config import PruningConfig, load_config, save_config
 from hf_cyclprune.methods import METHODS
 from hf_cyclprune.one_shot import prune_
 from hf_cyclprune.packing.folder import load_packed, pack, save_packed, unpack
-from hf_cyclprune.packing.weights import verify
+from hf_cyclprune.packing.verification import verify
 from hf_cyclprune.pruning.criterion import CRITERIA, criterion
 from hf_cyclprune.pruning.pruner import Pruner
 from hf_cyclprune.pruning.ramps import RAMPS, ramp

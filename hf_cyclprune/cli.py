@@ -19,7 +19,7 @@ from hf_cyclprune.hub.folder import card_of_folder
 from hf_cyclprune.hub.push import check_repo_id, push_folder
 from hf_cyclprune.methods import METHODS, Plan
 from hf_cyclprune.packing.folder import pack, unpack
-from hf_cyclprune.packing.weights import verify
+from hf_cyclprune.packing.verification import verify
 from hf_cyclprune.reporting.folder import report_folder
 from hf_cyclprune.reporting.table import print_table
 from hf_cyclprune.secrets import redact

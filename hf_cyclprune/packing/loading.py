@@ -1,29 +1,37 @@
 """`from_pretrained` for packed folders, once this module is imported.
 
 transformers lets other libraries register a quantizer. This one gives an ordinary dense model: it
-names the file with the weights, checks what is in it, decodes each blob where transformers would
-convert a weight, and leaves no trace on the model and its config.
+names the file with the weights, checks what is in it, decodes each blob before transformers merges
+or splits the weights of a file, and leaves no trace on the model and its config.
 """
 
-import os
-from collections.abc import Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+import copy
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
-from transformers.core_model_loading import ConversionOps, WeightConverter
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    ConversionOps,
+    WeightConverter,
+    WeightRenaming,
+    rename_source_key,
+)
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from hf_cyclprune.packing.blob import decode
-from hf_cyclprune.packing.entropy import Bytes
+from hf_cyclprune.packing.decoder import Decoder
 from hf_cyclprune.packing.errors import PackedError
 from hf_cyclprune.packing.file import SUFFIX, check_file
 from hf_cyclprune.packing.manifest import QUANT_METHOD, Manifest
+
+Conversion = WeightConverter | WeightRenaming
 
 
 @register_quantization_config(QUANT_METHOD)
@@ -57,7 +65,9 @@ class PackedQuantizer(HfQuantizer):
         self.failure: PackedError | None = None
         self.expected: dict[str, tuple[torch.Size, torch.dtype]] = {}
         """The shape and dtype of every tensor of the model that was asked for."""
-        self.decoder: _Decoder | None = None
+        self.decoder: Decoder | None = None
+        self._changed: list[tuple[Conversion, Conversion]] | None = None
+        """The conversions of the architecture, and what they are while the model loads."""
 
     def is_serializable(self, *args: Any, **kwargs: Any) -> bool:
         return True
@@ -82,25 +92,41 @@ class PackedQuantizer(HfQuantizer):
             name.removesuffix(SUFFIX): t.numpy() for name, t in stored if name.endswith(SUFFIX)
         }
         empty = _tensors(model)
-        self.decoder = _Decoder(blobs, sum(tensor.numel() for _, tensor in empty))
+        self.decoder = Decoder(blobs, sum(tensor.numel() for _, tensor in empty))
         self.expected = {name: (tensor.shape, tensor.dtype) for name, tensor in empty}
         return model
 
-    def get_weight_conversions(self) -> list[WeightConverter]:
+    # transformers before 5.8 adds these to its own, of which only one applies to each tensor: a
+    # model whose packed weights it merges is refused there
+    def get_weight_conversions(self) -> list[Conversion]:
         """Return a conversion for each last part of a name, such as "weight"."""
+        return self._by_last_part(SUFFIX)
+
+    def update_weight_conversions(
+        self, weight_conversions: Sequence[Conversion], model: Any = None
+    ) -> list[Conversion]:
+        """Return the conversions of the architecture, such as merging experts, after decoding."""
+        rename = WeightRenaming(source_patterns=re.escape(SUFFIX) + "$", target_patterns="")
+        self._changed = [(c, self._decoding_first(c)) for c in weight_conversions]
+        return [rename, *(changed for _, changed in self._changed), *self._by_last_part("")]
+
+    def _by_last_part(self, ending: str) -> list[Conversion]:
         leaves = sorted({name.rpartition(".")[2] for name in self.manifest.tensors})
-        return [
-            WeightConverter(
-                source_patterns=[leaf + SUFFIX], target_patterns=[leaf], operations=[Unpack(self)]
-            )
-            for leaf in leaves
-        ]
+        unpack = Unpack(self)
+        return [WeightConverter([leaf + ending], [leaf], operations=[unpack]) for leaf in leaves]
+
+    def _decoding_first(self, conversion: Conversion) -> Conversion:
+        if isinstance(conversion, WeightConverter):
+            conversion = copy.copy(conversion)
+            conversion.operations = [Unpack(self), *conversion.operations]
+        return conversion
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         assert self.decoder is not None
-        self.decoder.stop()
+        left = self.decoder.stop()
         if self.failure is not None:
             raise self.failure
+        _check_not_needed(left, model)
         for name, tensor in _tensors(model):  # 5.0 compares no shapes, and casts only some
             shape, dtype = self.expected.get(name, (tensor.shape, tensor.dtype))
             if tensor.shape != shape:
@@ -110,45 +136,21 @@ class PackedQuantizer(HfQuantizer):
                 )
             if tensor.dtype != dtype:
                 tensor.data = tensor.data.to(dtype)
-        conversions = getattr(model, "_weight_conversions", None) or []
-        model._weight_conversions = [c for c in conversions if not _is_ours(c)]
+        model._weight_conversions = self._find_used(model)
         if "transformers_weights" in model.config.__dict__:
             del model.config.transformers_weights
         return model
 
-
-class _Decoder:
-    """Decodes blobs in threads, while transformers asks for one at a time.
-
-    What is decoded early takes no memory beyond the model: it becomes the model's weights.
-    """
-
-    def __init__(self, blobs: dict[str, Bytes], max_size: int) -> None:
-        self._max_size = max_size
-        self._pool = ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1))
-        self._futures: dict[bytes, list[Future[Tensor]]] = {}
-        for name, blob in sorted(blobs.items(), key=lambda pair: -pair[1].size):
-            future = self._pool.submit(decode, blob, name, None, max_size)
-            self._futures.setdefault(_key(blob), []).append(future)
-
-    def take(self, blob: Bytes, name: str) -> Tensor:
-        """Return the tensor in a blob, and forget it.
-
-        Raises:
-            PackedError: The blob is damaged, or larger than the model.
-        """
-        futures = self._futures.get(_key(blob))
-        return futures.pop().result() if futures else decode(blob, name, None, self._max_size)
-
-    def stop(self) -> None:
-        """Drop the tensors that nobody asked for, as the head where a headless model is loaded."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        self._futures.clear()
-
-
-def _key(blob: Bytes) -> bytes:
-    """Return the checksum of a blob and the numbers in its header, for its name may change."""
-    return blob[8:64].tobytes()
+    def _find_used(self, model: PreTrainedModel) -> list[Conversion]:
+        """Return what save_pretrained is to undo: the conversions that a dense file would have."""
+        if self._changed is None:
+            conversions = getattr(model, "_weight_conversions", None) or []
+            return [c for c in conversions if not _is_ours(c)]
+        return [
+            theirs
+            for theirs, changed in self._changed
+            if not hasattr(changed, "was_used") or changed.was_used()
+        ]
 
 
 class Unpack(ConversionOps):
@@ -169,18 +171,43 @@ class Unpack(ConversionOps):
         **kwargs: Any,
     ) -> dict[str, Any]:
         name: str = kwargs["full_layer_name"]
-        (value,) = input_dict.values()
-        blob = value[0] if isinstance(value, list) else value
-        expected = kwargs["model"].get_parameter_or_buffer(name)
-        assert self.hf_quantizer.decoder is not None
-        try:
-            tensor = self.hf_quantizer.decoder.take(blob.cpu().numpy(), name)
-        except PackedError as error:
-            # transformers would turn an exception into a report without the reason
-            self.hf_quantizer.failure = self.hf_quantizer.failure or error
-            tensor = torch.zeros(expected.shape)
+        return {
+            pattern.removesuffix(SUFFIX): [self._to_dense(tensor, name) for tensor in tensors]
+            if isinstance(tensors, list)
+            else self._to_dense(tensors, name)
+            for pattern, tensors in input_dict.items()
+        }
+
+    def _to_dense(self, tensor: Tensor, name: str) -> Tensor:
+        """Decode a tensor, if it is a blob, and cast it; `name` is that of the model's weight."""
+        quantizer = self.hf_quantizer
+        shape, dtype = quantizer.expected[name]
+        assert quantizer.decoder is not None
+        if quantizer.decoder.is_blob(tensor):
+            try:
+                tensor = quantizer.decoder.take(tensor.cpu().numpy(), name)
+            except PackedError as error:
+                # transformers would turn an exception into a report without the reason
+                quantizer.failure = quantizer.failure or error
+                tensor = torch.zeros(shape)
         # transformers itself refuses another shape, or ignores it where it may
-        return {target_patterns[0]: tensor.to(expected.dtype)}
+        return tensor.to(dtype)
+
+
+def _check_not_needed(names: Iterable[str], model: PreTrainedModel) -> None:
+    """Raise a PackedError if one of these tensors, which were not decoded, is part of the model."""
+    conversions = get_model_conversion_mapping(model)
+    renamings = [c for c in conversions if isinstance(c, WeightRenaming)]
+    converters = [c for c in conversions if isinstance(c, WeightConverter)]
+    expected = model.state_dict()
+    for name in sorted(names):
+        place, _ = rename_source_key(name, renamings, converters, model.base_model_prefix, expected)
+        if place in expected:
+            raise PackedError(
+                f"'{name}' is packed, and transformers {transformers.__version__} merges it with "
+                "other tensors before it can be decoded. Install transformers 5.8 or newer, or use "
+                "hf_cyclprune.load_packed(folder)."
+            )
 
 
 def _tensors(model: PreTrainedModel) -> list[tuple[str, Tensor]]:

@@ -5,7 +5,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import transformers
 from torch import Tensor
@@ -14,7 +13,7 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedMode
 from hf_cyclprune.packing.blob import Head, decode, read_head
 from hf_cyclprune.packing.entropy import Bytes
 from hf_cyclprune.packing.file import SUFFIX, Entry, check_file, list_names, read_tensor, to_bytes
-from hf_cyclprune.packing.manifest import Manifest, dense_files, is_packed, list_files, read_config
+from hf_cyclprune.packing.manifest import Manifest, dense_files, list_files, read_config
 
 NO_CODE: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
 """Options of every from_pretrained of a folder: no code from it runs, and nothing is asked."""
@@ -82,32 +81,6 @@ class PackedWeights:
         return None if path is None else read_tensor(path, name + SUFFIX).numpy()
 
 
-def _open_weights(folder: Path) -> DenseWeights | PackedWeights:
-    entry = read_config(folder).get("quantization_config")
-    return PackedWeights(folder) if is_packed(entry) else DenseWeights(folder)
-
-
-def verify(a: str | Path, b: str | Path) -> str | None:
-    """Describe in one line how the weights in two folders, dense or packed, first differ.
-
-    The description is None if all tensors are the same bit by bit.
-
-    Raises:
-        ValueError: A folder holds no model, or a damaged one.
-    """
-    first, second = _open_weights(Path(a)), _open_weights(Path(b))
-    for name in sorted(first.names ^ second.names):
-        return f"'{name}' is only in {a if name in first.names else b}"
-    for name in sorted(first.names):
-        x, y = first.read(name), second.read(name)
-        if x.dtype != y.dtype or x.shape != y.shape:
-            return f"'{name}' is {_describe(x)} in {a} and {_describe(y)} in {b}"
-        difference = _first_difference(x, y)
-        if difference is not None:
-            return f"'{name}' differs{difference}"
-    return None
-
-
 def fingerprint(folder: str | Path) -> int:
     """Return the crc32 of a dense model's names and tensors, however it is sharded.
 
@@ -118,21 +91,6 @@ def fingerprint(folder: str | Path) -> int:
     for name in sorted(weights.names):
         crc = zlib.crc32(to_bytes(weights.read(name)), zlib.crc32(name.encode(), crc))
     return crc
-
-
-def _describe(tensor: Tensor) -> str:
-    return f"{tensor.dtype} {tuple(tensor.shape)}".removeprefix("torch.")
-
-
-def _first_difference(x: Tensor, y: Tensor) -> str | None:
-    a, b = (np.frombuffer(to_bytes(t), np.uint8).reshape(-1, t.element_size()) for t in (x, y))
-    differs = np.flatnonzero((a != b).any(1))
-    if not differs.size:
-        return None
-    first = int(differs[0])
-    place = ", ".join(str(int(i)) for i in np.unravel_index(first, tuple(x.shape)))
-    values = f"{x.reshape(-1)[first].item()!r} and {y.reshape(-1)[first].item()!r}"
-    return f" in {differs.size} elements, first at [{place}]: {values}"
 
 
 def read_model_config(folder: str | Path) -> PretrainedConfig:

@@ -17,7 +17,7 @@ from transformers import BertConfig, BertForSequenceClassification, TrainingArgu
 
 from hf_cyclprune import PruningConfig, PruningTrainer
 from hf_cyclprune.cli import main
-from hf_cyclprune.packing.weights import verify
+from hf_cyclprune.packing.verification import verify
 from tests.hub.connect import connect
 from tests.hub.pages import check_page, contents
 from tests.hub.repos import add_tiny_bert, add_tiny_glue, make_tokenizer
@@ -407,7 +407,7 @@ def test_a_stranger_loads_the_same_weights_with_and_without_this_library(
 GLUE = """
 import json, os, shutil, sys
 from pathlib import Path
-from hf_cyclprune.packing.weights import verify
+from hf_cyclprune.packing.verification import verify
 from hf_cyclprune.cli import main
 
 token, cycles = sys.argv[1], ["--sparsity", "0.8", "--num_cycles", "2"]

@@ -18,7 +18,8 @@ from hf_cyclprune.files import STATE_NAME
 from hf_cyclprune.glue.teacher import FOLDER as TEACHER
 from hf_cyclprune.hub.errors import PushError
 from hf_cyclprune.hub.folder import card_of_folder
-from hf_cyclprune.packing.weights import fingerprint, verify
+from hf_cyclprune.packing.verification import verify
+from hf_cyclprune.packing.weights import fingerprint
 from hf_cyclprune.reporting.run import load_record
 from tests.hub.connect import connect
 from tests.hub.pages import check_page, contents

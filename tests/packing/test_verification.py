@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hf_cyclprune import verify
+from hf_cyclprune.packing.decoder import Decoder
 from tests.packing.models import BIAS, DENSE, KEY
 
 
@@ -50,3 +51,10 @@ def test_verify_reads_scalars_and_empty_tensors(dense, tmp_path):
     save_file(tensors | {"one": torch.tensor(3)}, other / DENSE)
     assert verify(dense, dense) is None
     assert verify(dense, other) == "'one' differs in 1 elements, first at []: 2 and 3"
+
+
+def test_verify_compares_what_from_pretrained_loads(made, monkeypatch):
+    take = Decoder.take
+    monkeypatch.setattr(Decoder, "take", lambda self, blob, name: take(self, blob, name) * 2)
+    difference = verify(made / "dense", made / "packed")
+    assert "differs in the models that from_pretrained loads from" in difference
