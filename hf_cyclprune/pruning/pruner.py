@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from hf_cyclprune.pruning.blocks import input_last
 from hf_cyclprune.pruning.criterion import Criterion
 from hf_cyclprune.pruning.observation import Observation
 from hf_cyclprune.pruning.patterns import Pattern
@@ -76,7 +77,9 @@ class Pruner:
 
     def __post_init__(self) -> None:
         self.shapes = {name: tuple(weight.shape) for name, weight in self.targets.items()}
-        self.pattern.check(self.shapes)
+        self.pattern.check(
+            {name: input_last(weight).shape for name, weight in self.targets.items()}
+        )
         self.groups = self.pattern.groups(self.shapes)
         self.masks = {
             name: torch.ones_like(weight, dtype=torch.bool, memory_format=torch.contiguous_format)

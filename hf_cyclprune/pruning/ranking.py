@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from hf_cyclprune.pruning.blocks import input_last
 from hf_cyclprune.pruning.criterion import Criterion, Rows
 from hf_cyclprune.pruning.patterns import Pattern
 from hf_cyclprune.pruning.pruned_weights import PrunedWeights
@@ -125,7 +126,8 @@ class Ranking:
     def _blocks(self, name: str, criterion: Criterion) -> list[slice]:
         """Split a target into the rows that are scored at a time: on a CPU they fit its cache."""
         weight = self.policy.targets[name]
-        if not (weight.is_cpu and criterion.is_elementwise and self.pattern.is_rowwise):
+        is_rowwise = self.pattern.is_rowwise and self._is_input_last(name)
+        if not (weight.is_cpu and criterion.is_elementwise and is_rowwise):
             return [slice(None)]
         num_rows = max(1, CHUNK // max(1, weight[0].numel()))
         return [slice(i, i + num_rows) for i in range(0, len(weight), num_rows)]
@@ -151,7 +153,19 @@ class Ranking:
             keys = keys.masked_fill(~only[name][rows].view(-1), LOWEST_KEY)
         if name in keep:
             keys = keys.masked_fill(keep[name][rows].view(-1), HIGHEST_KEY)
-        return keys if is_free else self.pattern.protect(keys, known.weight.shape)
+        return keys if is_free else self._protect(keys, known)
+
+    def _protect(self, keys: Tensor, rows: Rows) -> Tensor:
+        """Return the keys with the highest possible one where the pattern never prunes."""
+        if self._is_input_last(rows.name):
+            return self.pattern.protect(keys, rows.weight.shape)
+        turned = rows.weight.t()
+        keys = self.pattern.protect(keys.view_as(rows.weight).t().reshape(-1), turned.shape)
+        return keys.view(turned.shape).t().reshape(-1)
+
+    def _is_input_last(self, name: str) -> bool:
+        weight = self.policy.targets[name]
+        return input_last(weight) is weight
 
     def _rows(self, criterion: Criterion, name: str, rows: slice) -> Rows:
         """Return what the criterion may know of some rows of a target."""

@@ -1,8 +1,6 @@
 """Model -> {name: weight} to prune: the Linear layers inside the transformer's blocks.
 
-They are found by structure, not by a list of architectures: a stack of blocks is an outermost
-`ModuleList` of the base model whose entries are modules that contain Linear layers. So BERT-base
-has 72 target weights, and embeddings, LayerNorms, biases, pooler and head stay dense.
+So BERT-base has 72 target weights, and embeddings, LayerNorms, biases, pooler and head stay dense.
 """
 
 import re
@@ -13,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_cyclprune.checks import check_expressions
+from hf_cyclprune.pruning.blocks import find_block_weights, find_stacks, is_linear, warn_of_coverage
 
 
 def find_targets(
@@ -25,11 +24,13 @@ def find_targets(
     """Return the target weights by state_dict name, in the model's order, a shared one once.
 
     By default these are the weights of the Linear layers in the base model's blocks, except those
-    that are tied to a weight outside of them. Frozen weights are left out with a warning.
+    that are tied to a weight outside of them; the Conv1D layers of GPT-2 count as Linear. Frozen
+    weights are left out with a warning, and another tells how much is covered if the blocks hold
+    large weights of other kinds.
 
     Args:
-        targets: regular expressions, searched in the names of all Linear and Embedding weights;
-            given, they replace the default.
+        targets: regular expressions, searched in the names of all Linear, Conv1D and Embedding
+            weights; given, they replace the default.
         ignore: regular expressions; a weight whose name matches one is left out.
         keep_frozen: take frozen weights too, to look at them.
 
@@ -38,7 +39,9 @@ def find_targets(
             nothing is left to prune.
     """
     weights = dict(_weights(model))
-    found = _blocks_only(model, weights) if targets is None else _match("targets", targets, weights)
+    found = _in_blocks(model, weights) if targets is None else _match("targets", targets, weights)
+    if targets is None and not keep_frozen:
+        warn_of_coverage(model, found.values())
     if ignore is not None:
         ignored = _match("ignore", ignore, found)
         found = {name: weight for name, weight in found.items() if name not in ignored}
@@ -65,10 +68,13 @@ def _without_frozen(found: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
 
 
 def _weights(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Yield every 2-D weight of a Linear or Embedding layer once, under its first name."""
+    """Yield every 2-D weight of a Linear or Embedding layer once, under its first name.
+
+    That of a Conv1D is marked by its attribute `input_dim`: see `input_last`.
+    """
     seen: set[int] = set()
     for prefix, module in model.named_modules():
-        if not isinstance(module, nn.Linear | nn.Embedding):
+        if not is_linear(module) and not isinstance(module, nn.Embedding):
             continue
         weight = dict(module.named_parameters(recurse=False)).get("weight")
         if weight is None or weight.dim() != 2 or not weight.is_floating_point():
@@ -76,44 +82,22 @@ def _weights(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
         if id(weight) in seen:
             continue
         seen.add(id(weight))
+        if is_linear(module) and not isinstance(module, nn.Linear):
+            weight.input_dim = 0
         yield (f"{prefix}.weight" if prefix else "weight"), weight
 
 
-def _blocks_only(model: nn.Module, weights: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
-    base = getattr(model, "base_model", model)
-    stacks = list(_stacks(base if isinstance(base, nn.Module) else model))
+def _in_blocks(model: nn.Module, weights: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+    stacks = find_stacks(model)
     if not stacks:
         raise ValueError(
             f"The model must contain a stack of transformer blocks; got {type(model).__name__}, "
             "which has none. Name the weights to prune with targets=['<regular expression>']."
         )
-    linears = [m for stack in stacks for m in stack.modules() if isinstance(m, nn.Linear)]
-    inside = {id(linear.weight) for linear in linears}
-    in_blocks = {id(module) for stack in stacks for module in stack.modules()}
-    tied = {
-        id(parameter)
-        for module in model.modules()
-        if id(module) not in in_blocks
-        for parameter in module.parameters(recurse=False)
-    }
-    return {name: w for name, w in weights.items() if id(w) in inside and id(w) not in tied}
-
-
-def _stacks(module: nn.Module) -> Iterator[nn.ModuleList]:
-    """Yield the outermost ModuleLists of modules that contain, but are not, Linear layers."""
-    for child in module.children():
-        if isinstance(child, nn.ModuleList) and _is_stack(child):
-            yield child
-        else:
-            yield from _stacks(child)
-
-
-def _is_stack(modules: nn.ModuleList) -> bool:
-    return len(modules) > 0 and all(
-        not isinstance(block, nn.Linear)
-        and any(isinstance(inner, nn.Linear) for inner in block.modules())
-        for block in modules
-    )
+    layers = [m for stack in stacks for m in stack.modules() if is_linear(m)]
+    linear = {id(layer.weight) for layer in layers}
+    own = {id(weight) for weight in find_block_weights(model, stacks).values()}
+    return {name: weight for name, weight in weights.items() if id(weight) in linear & own}
 
 
 def _match(
@@ -138,7 +122,7 @@ def find_layers(model: nn.Module, targets: Iterable[str]) -> dict[str, nn.Linear
     """Return the Linear layer that each of these weights of the model belongs to.
 
     Raises:
-        ValueError: one belongs to an Embedding, whose inputs are no numbers.
+        ValueError: one belongs to an Embedding or a Conv1D.
     """
     layers: dict[str, nn.Linear] = {}
     for name in targets:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hf_cyclprune.pruning.blocks import input_last
 from hf_cyclprune.pruning.patterns import NM
 
 MOST_ZEROS_BY_CHANCE = 0.05
@@ -114,7 +115,7 @@ def measure_weight(
     output_errors: tuple[float | None, float | None] = (None, None),
 ) -> WeightReport:
     """Count the zeros of one target weight, and check which of the patterns it satisfies."""
-    is_kept = weight.detach() != 0
+    is_kept = input_last(weight) != 0
     layer, kind = split_name(name)
     return WeightReport(
         name=name,
