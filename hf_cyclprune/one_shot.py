@@ -47,6 +47,7 @@ def prune_(
         patterns=[*CHECKED_PATTERNS, config.pattern],
         target_sparsity=sparsity,
         output_errors=errors,
+        whole=model,
     )
 
 

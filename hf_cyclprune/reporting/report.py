@@ -13,7 +13,12 @@ from hf_cyclprune.pruning.patterns import NM, parse_pattern
 from hf_cyclprune.pruning.targets import find_targets
 from hf_cyclprune.reporting.cycles import CycleReport
 from hf_cyclprune.reporting.table import make_table, to_text
-from hf_cyclprune.reporting.weights import WeightGroup, WeightReport, measure_weight
+from hf_cyclprune.reporting.weights import (
+    WeightGroup,
+    WeightReport,
+    count_parameters,
+    measure_weight,
+)
 
 REPORT_NAME = "sparsity_report.json"
 CHECKED_PATTERNS = ("2:4", "4:8")
@@ -30,6 +35,10 @@ class SparsityReport(WeightGroup):
     cycles: tuple[CycleReport, ...] = ()
     target_sparsity: float | None = None
     """The sparsity that the run was asked for; None if there was no run, or it had no target."""
+    num_parameters: int | None = None
+    """All parameters of the model, targets or not; None if only targets were counted."""
+    num_zero_parameters: int | None = None
+    """How many of all parameters are zero."""
 
     @classmethod
     def measure(
@@ -42,6 +51,7 @@ class SparsityReport(WeightGroup):
         cycles: Iterable[CycleReport] = (),
         target_sparsity: float | None = None,
         output_errors: Mapping[str, tuple[float, float]] | None = None,
+        whole: nn.Module | None = None,
     ) -> "SparsityReport":
         """Count the zeros of the target weights as they are now.
 
@@ -52,17 +62,19 @@ class SparsityReport(WeightGroup):
             patterns: the n:m patterns to check; other patterns are passed over.
             cycles, target_sparsity: those of the run, for the report.
             output_errors: name -> `output_error_masked` and `output_error` of `WeightReport`.
+            whole: the model that the weights of a mapping belong to.
         """
         weights = model
         if isinstance(weights, nn.Module):
-            weights = find_targets(weights, targets, ignore, keep_frozen=True)
+            whole, weights = weights, find_targets(weights, targets, ignore, keep_frozen=True)
         checked = [p for p in map(parse_pattern, dict.fromkeys(patterns)) if isinstance(p, NM)]
         errors = output_errors or {}
         counted = (
             measure_weight(name, weight, checked, errors.get(name, (None, None)))
             for name, weight in weights.items()
         )
-        return cls(tuple(counted), tuple(cycles), target_sparsity)
+        sums = count_parameters(whole) if whole is not None else (None, None)
+        return cls(tuple(counted), tuple(cycles), target_sparsity, *sums)
 
     @property
     def is_at_target(self) -> bool:
@@ -75,7 +87,8 @@ class SparsityReport(WeightGroup):
     def to_dict(self) -> dict[str, Any]:
         """Return the report and its sums as values that JSON has."""
         sums = ("sparsity", "num_weights", "num_zeros", "target_sparsity", "is_at_target")
-        return {name: getattr(self, name) for name in sums} | {
+        names = (*sums, "num_parameters", "num_zero_parameters")
+        return {name: getattr(self, name) for name in names} | {
             "patterns": list(self.patterns),
             "weights": [asdict(weight) for weight in self.weights],
             "cycles": [asdict(cycle) for cycle in self.cycles],
@@ -90,7 +103,8 @@ class SparsityReport(WeightGroup):
 
     def __rich__(self) -> RenderableType:
         missed = None if self.is_at_target else self.target_sparsity
-        return make_table(self, self.cycles, missed)
+        sums = (self.num_zero_parameters, self.num_parameters)
+        return make_table(self, self.cycles, missed, sums)
 
 
 def load_report(folder: str | Path) -> SparsityReport | None:
@@ -109,7 +123,8 @@ def load_report(folder: str | Path) -> SparsityReport | None:
             for w in values["weights"]
         )
         cycles = tuple(CycleReport(**cycle) for cycle in values["cycles"])
-        return SparsityReport(weights, cycles, values["target_sparsity"])
+        sums = (values[name] for name in ("num_parameters", "num_zero_parameters"))
+        return SparsityReport(weights, cycles, values["target_sparsity"], *sums)
     except (TypeError, KeyError) as error:
         raise ValueError(
             f"{REPORT_NAME} in '{folder}' is not one that hf_cyclprune wrote: {error!r}. {REMEDY}"

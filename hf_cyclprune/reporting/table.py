@@ -19,13 +19,20 @@ _LEFT = ("matrix", "layer", "n:m")  # columns of text; those of numbers are righ
 
 
 def make_table(
-    weights: WeightGroup, cycles: Sequence[CycleReport], missed_target: float | None
+    weights: WeightGroup,
+    cycles: Sequence[CycleReport],
+    missed_target: float | None,
+    parameters: tuple[int | None, int | None] = (None, None),
 ) -> RenderableType:
     """Return summary, matrices by kind, layers and cycles; `rich.print` shows it.
 
-    `missed_target` is the sparsity that the weights should have but do not; None if they do.
+    Args:
+        weights: those of the targets.
+        cycles: those of the run.
+        missed_target: the sparsity that the weights should have but do not; None if they do.
+        parameters: how many of all parameters of the model are zero, and how many there are.
     """
-    parts: list[RenderableType] = [_summary(weights, missed_target)]
+    parts: list[RenderableType] = [_summary(weights, missed_target, *parameters)]
     parts += ["", _kinds(weights), "", _table(layer_rows(weights))]
     if cycles:
         parts += ["", _table(cycle_rows(cycles))]
@@ -56,13 +63,17 @@ def print_table(table: RenderableType) -> None:
         print(to_text(table))
 
 
-def _summary(weights: WeightGroup, missed_target: float | None) -> Text:
+def _summary(
+    weights: WeightGroup, missed_target: float | None, zeros: int | None, total: int | None
+) -> Text:
     style = "bold green" if missed_target is None else "bold yellow"
     text = Text.assemble(
         (f"sparsity {percent(weights.sparsity, 4)}", style),
         f": {count(weights.num_zeros)} zeros in {count(weights.num_weights)} target weights of "
         f"{count(len(weights.weights))} matrices",
     )
+    if zeros is not None and total:
+        text.append(f"\n{percent(zeros / total)} of all {count(total)} parameters are zero")
     if missed_target is not None:
         text.append(f"\nnot at the target of {percent(missed_target)}", style)
     text.append("\nn:m satisfied by all: ")

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hf_cyclprune.pruning.blocks import input_last
 from hf_cyclprune.pruning.patterns import NM
@@ -127,6 +127,13 @@ def measure_weight(
         output_error_masked=output_errors[0],
         output_error=output_errors[1],
     )
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """Return the number of all parameters of a model, and how many of them are zero."""
+    sizes = [(p.numel(), p.numel() - int(p.detach().count_nonzero())) for p in model.parameters()]
+    total, zeros = (sum(column) for column in zip(*sizes, strict=True))
+    return total, zeros
 
 
 def satisfies(is_kept: Tensor, pattern: NM) -> bool:

@@ -184,6 +184,7 @@ class PruningRun:
             patterns=[*CHECKED_PATTERNS, self.config.pattern],
             cycles=self.history.cycles,
             target_sparsity=self.config.target_sparsity,
+            whole=model,
         )
 
     def warn_if_off_target(self, state: TrainerState) -> None:

@@ -64,7 +64,7 @@ def test_a_warning_says_how_little_is_covered(name, options, words):
 )
 def test_no_warning_where_the_blocks_are_covered(name, options):
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         prune_(build(name, options), PruningConfig(sparsity=0.5))
 
 

@@ -74,7 +74,7 @@ def test_frozen_weights_are_counted_without_a_warning(sparse_bert, recwarn):
 
 def test_weights_given_by_name_are_counted_as_those_of_a_model(sparse_bert):
     weights = dict(list(find_targets(sparse_bert).items())[2:4])
-    report = SparsityReport.measure(weights, patterns=["1:4"])
+    report = SparsityReport.measure(weights, patterns=["1:4"], whole=sparse_bert)
     expressions = [f"^{name}$" for name in weights]
     assert report == SparsityReport.measure(sparse_bert, targets=expressions, patterns=["1:4"])
     assert [weight.name for weight in report.weights] == list(weights)
@@ -173,11 +173,16 @@ def test_a_report_is_a_table_for_people():
     layer = nn.TransformerEncoderLayer(4, 1, 4, batch_first=True)
     model = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
     with torch.no_grad():
-        for weight in find_targets(model).values():
+        for weight in find_targets(model, ["weight"]).values():
             weight.fill_(1.0)
             weight[:, 0] = 0
+        for name, parameter in model.named_parameters():
+            if "linear" not in name and "out_proj.weight" not in name:
+                parameter.fill_(1.0)
+    total = sum(parameter.numel() for parameter in model.parameters())
     assert str(SparsityReport.measure(model, patterns=["3:4"], cycles=CYCLES)).splitlines() == [
         "sparsity 25.0000%: 12 zeros in 48 target weights of 3 matrices",
+        f"{12 / total:.2%} of all {total} parameters are zero",
         "n:m satisfied by all: 3:4",
         "",
         "matrix                weights  zeros  sparsity  n:m",
