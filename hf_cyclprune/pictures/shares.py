@@ -126,32 +126,56 @@ def draw_recovery(report: SparsityReport) -> Figure | None:
     """Draw recovered shares and mask change of every cycle in %; None without a second cycle.
 
     The first cycle has nothing to recover. A value that was not measured is left out; a zero is a
-    mark at zero with its number.
+    mark at zero with its number. If weights were exchanged at the edges, a second part shows what
+    their exchange was predicted to do to the loss.
     """
     cycles = [c for c in report.cycles if any(get(c) is not None for *_, get in _SERIES)]
     if not cycles:
         return None
     # A run that was resumed with another schedule may have had a cycle twice.
     places = range(cycles[0].cycle, cycles[0].cycle + len(cycles))
+    has_exchanges = any(c.benefit is not None for c in cycles)
     with drawing():
-        figure = new_figure(2.5)
-        axes = figure.subplots()
+        figure = new_figure(4.3 if has_exchanges else 2.5)
+        parts = figure.subplots(1 + has_exchanges, squeeze=False, sharex=True)[:, 0]
+        axes = parts[0]
         for offset, (label, colour, marker, get) in zip((-0.27, 0, 0.27), _SERIES, strict=True):
             values = [(place, get(c)) for place, c in zip(places, cycles, strict=True)]
             marks = [(place + offset, 100 * v) for place, v in values if v is not None]
             if marks:
-                x, y = zip(*marks, strict=True)
-                axes.vlines(x, 0, y, color=colour, linewidth=1.3)
-                axes.plot(x, y, marker, color=colour, label=label, markersize=5, clip_on=False)
+                _draw_marks(axes, marks, label, colour, marker)
                 _write_numbers(axes, marks, len(cycles))
+        if has_exchanges:
+            _draw_exchanges(parts[1], places, cycles)
         axes.set_ylabel("recovered share,\nmask change (%)")
-        axes.set_xlabel("cycle")
+        parts[-1].set_xlabel("cycle")
         axes.set_xticks(list(places), [str(c.cycle) for c in cycles])
         axes.set_xlim(places[0] - 0.6, places[-1] + 0.6)
         room = 1.15 if len(cycles) <= _MOST_LEVEL else 1.25
         axes.set_ylim(0, max(1.0, room * axes.dataLim.ymax))
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, handlelength=1)
     return figure
+
+
+def _draw_marks(
+    axes: Axes, marks: Sequence[tuple[float, float]], label: str, colour: str, marker: str
+) -> None:
+    x, y = zip(*marks, strict=True)
+    axes.vlines(x, 0, y, color=colour, linewidth=1.3)
+    axes.plot(x, y, marker, color=colour, label=label, markersize=5, clip_on=False)
+
+
+def _draw_exchanges(axes: Axes, places: Sequence[int], cycles: Sequence[CycleReport]) -> None:
+    """Draw the mean benefit of the weights that came back, and the mean cost of those that went."""
+    pairs = [(x, c.benefit, c.cost) for x, c in zip(places, cycles, strict=True)]
+    known = [(x, gain, loss) for x, gain, loss in pairs if gain is not None and loss is not None]
+    gains, losses = [(x - 0.14, gain) for x, gain, _ in known], [(x + 0.14, c) for x, _, c in known]
+    _draw_marks(axes, gains, "benefit of a returned weight", BLUE, "o")
+    _draw_marks(axes, losses, "cost of the one it displaced", VERMILLION, "s")
+    axes.axhline(0, color=INK, linewidth=0.6)
+    axes.set_ylabel("predicted change\nof the loss")
+    axes.yaxis.set_major_formatter("{x:.2g}")
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, handlelength=1)
 
 
 def _write_numbers(axes: Axes, marks: Sequence[tuple[float, float]], num_cycles: int) -> None:

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -100,6 +102,17 @@ def test_recovery_shows_zeros_and_leaves_out_what_was_not_measured():
     assert [t.get_text() for t in axes.get_xticklabels()] == ["2", "3"]
     assert "(%)" in axes.get_ylabel()
     assert axes.get_xlabel() == "cycle"
+
+
+def test_exchanges_at_the_edges_have_a_part_of_their_own():
+    exchanged = [replace(c, benefit=3e-7 * c.cycle, cost=1e-7) for c in CYCLES[1:]]
+    axes, below = draw_recovery(make_report(cycles=[CYCLES[0], *exchanged])).axes
+    gains = labelled(below, "benefit of a returned weight")
+    losses = labelled(below, "cost of the one it displaced")
+    assert [y for _, y in gains] == [3e-7 * c.cycle for c in CYCLES[1:]]
+    assert [y for _, y in losses] == [1e-7] * len(exchanged)
+    assert [round(x) for x, _ in gains] == [c.cycle for c in CYCLES[1:]]
+    assert (axes.get_xlabel(), below.get_xlabel()) == ("", "cycle")
 
 
 def test_a_cycle_that_a_run_had_twice_has_two_places():
