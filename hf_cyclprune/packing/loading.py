@@ -111,7 +111,8 @@ class PackedQuantizer(HfQuantizer):
         return [rename, *(changed for _, changed in self._changed), *self._by_last_part("")]
 
     def _by_last_part(self, ending: str) -> list[Conversion]:
-        leaves = sorted({name.rpartition(".")[2] for name in self.manifest.tensors})
+        names = {*self.manifest.tensors, *self.expected}  # in the files, and in the model
+        leaves = sorted({name.rpartition(".")[2] for name in names})
         unpack = Unpack(self)
         return [WeightConverter([leaf + ending], [leaf], operations=[unpack]) for leaf in leaves]
 
