@@ -11,7 +11,9 @@ STATE_NAME = "pruning_state.safetensors"
 """Beside a training checkpoint: the masks, one bit per weight."""
 AVERAGE_NAME = "pruning_average.safetensors"
 """Beside a training checkpoint: the average of the weights of the last steps."""
-TRAINING_FILES = (STATE_NAME, AVERAGE_NAME)
+CYCLE_TEACHER_NAME = "cycle_teacher.safetensors"
+"""Beside a training checkpoint: the model at the end of the previous cycle, where it teaches."""
+TRAINING_FILES = (STATE_NAME, AVERAGE_NAME, CYCLE_TEACHER_NAME)
 """Files of this library from which only a Trainer resumes: never part of a model's folder."""
 
 

@@ -91,8 +91,8 @@ def _in_blocks(model: nn.Module, weights: dict[str, nn.Parameter]) -> dict[str, 
     stacks = find_stacks(model)
     if not stacks:
         raise ValueError(
-            f"The model must contain a stack of transformer blocks; got {type(model).__name__}, "
-            "which has none. Name the weights to prune with targets=['<regular expression>']."
+            "The model must contain a stack of transformer blocks with Linear layers; got "
+            f"{type(model).__name__}, which has none. Name the weights to prune with targets=['<regular expression>']."
         )
     layers = [m for stack in stacks for m in stack.modules() if is_linear(m)]
     linear = {id(layer.weight) for layer in layers}

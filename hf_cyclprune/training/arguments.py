@@ -9,7 +9,7 @@ from hf_cyclprune.config import PruningConfig, config_from_dict, config_to_dict
 from hf_cyclprune.methods import METHODS
 from hf_cyclprune.training.averaging import first_fixed_step
 from hf_cyclprune.training.lr import check_restartable, check_warmup
-from hf_cyclprune.training.teacher import TeacherOptions
+from hf_cyclprune.training.teacher import LAST_CYCLE, TeacherOptions
 
 
 @dataclass
@@ -26,6 +26,11 @@ class PruningArguments(PruningConfig, TeacherOptions, TrainingArguments):
     def __post_init__(self) -> None:
         config = self.pruning_config()
         self.check_teacher()
+        if self.teacher == LAST_CYCLE and (config is None or config.plan.num_cycles < 2):
+            raise ValueError(
+                f"teacher '{LAST_CYCLE}' must come with two cycles or more, which only a pruned "
+                "run has. Add for example sparsity=0.9 and num_cycles=4."
+            )
         TrainingArguments.__post_init__(self)  # type: ignore[no-untyped-call]
         if config is not None and config.restarts_lr:
             check_restartable(self.lr_scheduler_type)

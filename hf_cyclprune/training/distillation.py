@@ -19,7 +19,7 @@ from torch.nn.functional import kl_div
 from transformers import Trainer
 
 from hf_cyclprune.training.describe import bare_model, find_model_id
-from hf_cyclprune.training.teacher import REMEDY, TeacherOptions, find_teacher
+from hf_cyclprune.training.teacher import LAST_CYCLE, REMEDY, TeacherOptions, find_teacher
 
 _NO_LABEL = -100
 
@@ -33,10 +33,11 @@ class Distillation:
     alone.
     """
 
-    def __init__(self, trainer: Trainer, model: nn.Module) -> None:
+    def __init__(self, trainer: Trainer, model: nn.Module | None) -> None:
         student: Any = bare_model(trainer)
-        self.model = model.eval().to(trainer.args.device)
+        self._model = model.eval().to(trainer.args.device) if model is not None else None
         self._trainer: Any = trainer
+        model = model if model is not None else student
         self._options = trainer.args if isinstance(trainer.args, TeacherOptions) else None
         self._accepted = inspect.signature(model.forward).parameters
         config, own = getattr(student, "config", None), getattr(model, "config", None)
@@ -52,7 +53,15 @@ class Distillation:
             ValueError: there are two, it cannot be loaded, or it does not fit the student.
         """
         model = find_teacher(trainer.args, bare_model(trainer), given)
-        return cls(trainer, model) if model is not None else None
+        is_own = getattr(trainer.args, "teacher", None) == LAST_CYCLE
+        return cls(trainer, model) if model is not None or is_own else None
+
+    @property
+    def model(self) -> nn.Module | None:
+        """The teacher; None where it is that of the last cycle, and in the first one."""
+        run = self._trainer.pruning_run
+        own = run.teacher.model if run is not None and run.teacher is not None else None
+        return own if self._model is None else self._model
 
     @property
     def options(self) -> TeacherOptions:
@@ -62,7 +71,9 @@ class Distillation:
     def hyperparameters(self) -> dict[str, Any]:
         """Return what a record of the run says of the teacher; the path of a folder is left out."""
         return {
-            "teacher": find_model_id(self.model) or type(self.model).__name__,
+            "teacher": find_model_id(self._model) or type(self._model).__name__
+            if self._model is not None
+            else LAST_CYCLE,
             "teacher_hardness": self.options.teacher_hardness,
             "teacher_temperature": self.options.teacher_temperature,
         }
@@ -77,20 +88,21 @@ class Distillation:
         """Return what `compute_loss` of a Trainer returns, with the teacher's loss mixed in."""
         hardness = self.options.teacher_hardness
         counted = {"num_items_in_batch": num_items_in_batch}
-        if hardness == 0:
+        model = self.model
+        if hardness == 0 or model is None:
             return loss_of_labels(inputs, return_outputs=return_outputs, **counted)
         # of a copy: with label smoothing the Trainer takes the labels out
         loss, outputs = loss_of_labels(dict(inputs), return_outputs=True, **counted)
-        own, labels = self._loss(outputs, inputs), inputs.get("labels")
+        own, labels = self._loss(model, outputs, inputs), inputs.get("labels")
         own = own * self._part_of_batch(labels, num_items_in_batch)
         loss = own if hardness == 1 else (1 - hardness) * loss + hardness * own
         return (loss, outputs) if return_outputs else loss
 
-    def _loss(self, outputs: Any, inputs: Mapping[str, Any]) -> Tensor:
+    def _loss(self, model: nn.Module, outputs: Any, inputs: Mapping[str, Any]) -> Tensor:
         known = self._accepted if len(self._accepted.keys() - {"args", "kwargs"}) else inputs
         given = {name: x for name, x in inputs.items() if name in known and name != "labels"}
         with torch.no_grad(), self._trainer.accelerator.autocast():
-            logits = _logits(self.model.eval()(**given), "teacher")
+            logits = _logits(model.eval()(**given), "teacher")
         student = _logits(outputs, "student")
         if student.shape != logits.shape:
             raise ValueError(

@@ -17,6 +17,7 @@ from hf_cyclprune.reporting.cycles import CycleHistory
 from hf_cyclprune.reporting.numbers import percent
 from hf_cyclprune.reporting.report import CHECKED_PATTERNS, SparsityReport
 from hf_cyclprune.training.averaging import WeightAverage
+from hf_cyclprune.training.cycle_teacher import CycleTeacher
 from hf_cyclprune.training.prerequisites import check_engine, warn_of_zeros
 from hf_cyclprune.training.reach import find_reach, warn_of_reach
 from hf_cyclprune.training.resume import (
@@ -27,6 +28,7 @@ from hf_cyclprune.training.resume import (
     warn_of_changes,
 )
 from hf_cyclprune.training.state import PruningState, load_state, save_state
+from hf_cyclprune.training.teacher import LAST_CYCLE, TeacherOptions
 
 
 @dataclass
@@ -37,6 +39,7 @@ class PruningRun:
     pruner: Pruner
     history: CycleHistory = field(default_factory=CycleHistory)
     average: WeightAverage | None = None
+    teacher: CycleTeacher | None = None
 
     @classmethod
     def start(
@@ -61,6 +64,8 @@ class PruningRun:
         run = cls(config, config.build_pruner(targets, state.max_steps, optimizer))
         if config.ema_decay is not None:
             run.average = WeightAverage(model, config.ema_decay, run.pruner.schedule)
+        if isinstance(args, TeacherOptions) and args.teacher == LAST_CYCLE:
+            run.teacher = CycleTeacher(model)
         if state.global_step > 0:
             run._resume(state, checkpoint)
         elif run.has_cycles:
@@ -102,6 +107,8 @@ class PruningRun:
             masks_from_zeros(self.pruner, state.global_step)
         if self.average is not None:
             self.average.resume(checkpoint, state.global_step)
+        if self.teacher is not None:
+            self.teacher.resume(checkpoint, is_due=bool(self.history.cycles))
         self._forget_best_off_target(state)
 
     def _restore(self, saved: PruningState) -> None:
@@ -131,6 +138,8 @@ class PruningRun:
         schedule = self.pruner.schedule
         if not schedule.is_cycle_end(t):
             return False
+        if self.teacher is not None:
+            self.teacher.take()
         self.history.observe_end(t, schedule.cycle(t), self.pruner.sparsity, self.pruner.masks)
         return True
 
@@ -148,8 +157,9 @@ class PruningRun:
             snapshot=take_snapshot(pruner),
         )
         save_state(state, folder)
-        if self.average is not None:
-            self.average.save(folder)
+        for companion in (self.average, self.teacher):
+            if companion is not None:
+                companion.save(folder)
 
     @property
     def is_averaged(self) -> bool:

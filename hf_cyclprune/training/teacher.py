@@ -10,6 +10,7 @@ from transformers import AutoConfig, TrainingArguments
 from hf_cyclprune.checks import check_fraction, check_positive
 from hf_cyclprune.packing.weights import model_class
 
+LAST_CYCLE = "last_cycle"
 REMEDY = "Pass a model that was fine-tuned on the same task."
 
 
@@ -25,7 +26,8 @@ class TeacherOptions:
         default=None,
         metadata={
             "help": "Trained model whose logits the model learns too: a name on the Hub, or a "
-            "folder. In hf-cyclprune glue, 'self' fine-tunes the same model without pruning first."
+            "folder; 'last_cycle' is the model itself, as it was at the end of the previous "
+            "cycle. In hf-cyclprune glue, 'self' fine-tunes the same model without pruning first."
         },
     )
     teacher_hardness: float = field(
@@ -62,8 +64,13 @@ def find_teacher(args: TrainingArguments, student: nn.Module, given: object) -> 
                 "another. Drop one of the two."
             )
         given = given if given is not None else args.teacher
-    if given is None:
+    if given is None or getattr(args, "teacher", None) == LAST_CYCLE:
         return None
+    if given == LAST_CYCLE:
+        raise ValueError(
+            f"teacher='{LAST_CYCLE}' must be one of the PruningArguments, whose run it belongs to. "
+            "Write PruningArguments(teacher='last_cycle', ...)."
+        )
     if given is student:
         raise ValueError(
             "teacher must be another model than the one that is trained; got the same one. Load it "
