@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
-from fnmatch import fnmatch
 from pathlib import Path
 
 from huggingface_hub import HfApi
@@ -21,7 +20,7 @@ from hf_cyclprune.card.rendering import is_own_card, make_card
 from hf_cyclprune.config import CONFIG_NAME
 from hf_cyclprune.files import write_text
 from hf_cyclprune.hub.errors import HUB_ERRORS
-from hf_cyclprune.packing.folder import pack
+from hf_cyclprune.packing.folder import pack_with
 from hf_cyclprune.packing.manifest import QUANT_METHOD, dense_files, read_config
 from hf_cyclprune.reporting.report import REPORT_NAME
 from hf_cyclprune.reporting.run import RECORD_NAME
@@ -34,12 +33,12 @@ PICTURES = "pictures"
 HIDDEN = "_"
 """No file whose name begins with this is uploaded."""
 PICTURE_NAMES = ("density", "recovery", "schedule")
-_OF_THE_MODEL = (
-    *("config.json", "generation_config.json", "*processor_config.json", CONFIG_NAME),
-    *("model.sparse*", "adapter_*", "tokenizer*", "vocab*", "merges.txt", "*.model"),
-    *("special_tokens_map.json", "added_tokens.json", "chat_template*"),
+_READ_WITH_A_MODEL = (
+    *("generation_config.json", "*processor_config.json", CONFIG_NAME, "adapter_*.json"),
+    *("adapter_*.safetensors", "tokenizer*.json", "vocab*.json", "vocab*.txt", "merges.txt"),
+    *("*.model", "special_tokens_map.json", "added_tokens.json", "chat_template.*"),
 )
-"""The files that from_pretrained of a model or a tokenizer reads."""
+"""The files beside weights that from_pretrained of a model or a tokenizer reads."""
 
 
 def write_card(folder: Path, card: Card, weights: Path | None = None) -> bool:
@@ -105,10 +104,8 @@ def add_extras(folder: Path, packed: bool = True) -> None:
     if packed:
         with tempfile.TemporaryDirectory(dir=folder, prefix=HIDDEN) as temporary:
             new = Path(temporary) / SPARSE
-            pack(folder, new)
-            for path in new.iterdir():
-                if not any(fnmatch(path.name, pattern) for pattern in _OF_THE_MODEL):
-                    path.unlink()
+            names = {path.name for pattern in _READ_WITH_A_MODEL for path in folder.glob(pattern)}
+            pack_with(sorted(names), folder, new)
             os.replace(new, folder / SPARSE)
     try:
         from hf_cyclprune.pictures.plots import save_pictures

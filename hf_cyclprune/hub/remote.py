@@ -11,9 +11,8 @@ from typing import Any
 from huggingface_hub import HfApi
 from transformers.utils import logging
 
-from hf_cyclprune.files import TRAINING_FILES
 from hf_cyclprune.hub import page
-from hf_cyclprune.packing.folder import PICKLES
+from hf_cyclprune.packing.others import model_files
 from hf_cyclprune.reporting.run import RECORD_NAME
 
 logger = logging.get_logger(__name__)
@@ -26,17 +25,14 @@ _PACKED = f"{page.SPARSE}/model.sparse*.safetensors"
 def staged(folder: Path) -> Iterator[Path]:
     """Yield a temporary folder with links to the files of a model, to which files can be added.
 
-    Checkpoints, masks and pickles, which only a Trainer needs, are left out; the logs in runs/ are
-    not.
+    `model_files` says which ones; hidden files are left out too.
     """
     with tempfile.TemporaryDirectory(prefix="hf_cyclprune-") as temporary:
         stage = Path(temporary) / (folder.resolve().name or "model")
         stage.mkdir()
-        for path in [*folder.glob("*"), *folder.glob("runs/**/*")]:
-            is_hidden = path.name.startswith((page.HIDDEN, "."))
-            is_left = is_hidden or path.name in TRAINING_FILES or path.suffix.lower() in PICKLES
-            if path.is_file() and not is_left:
-                _link(path, stage / path.relative_to(folder))
+        for path in model_files(folder):
+            if not Path(path).name.startswith("."):
+                _link(folder / path, stage / path)
         yield stage
 
 

@@ -6,9 +6,8 @@ on with random weights.
 """
 
 import os
-import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from hf_cyclprune.files import TRAINING_FILES, write_json
+from hf_cyclprune.files import write_json
 from hf_cyclprune.packing.errors import as_packed_error
 from hf_cyclprune.packing.file import SUFFIX, find_dtype, pack_file, read_metadata, write_file
 from hf_cyclprune.packing.manifest import (
@@ -29,27 +28,30 @@ from hf_cyclprune.packing.manifest import (
     read_config,
     write_index,
 )
+from hf_cyclprune.packing.others import copy_files, other_files
 from hf_cyclprune.packing.weights import NO_CODE, PackedWeights, model_class, read_model_config
 
-PICKLES = (
-    *(".bin", ".pt", ".pth", ".pkl", ".pickle", ".dill", ".joblib", ".npy", ".npz", ".ckpt"),
-    *(".h5", ".msgpack"),
-)
-"""Endings of files that may hold code, and of other weights than those in safetensors."""
 _STEM = PACKED.removesuffix(".safetensors")
 
 
 def pack(source: str | Path, target: str | Path, dtype: torch.dtype | None = None) -> None:
     """Pack the model in the folder `source`, saved as safetensors, into a new or empty `target`.
 
-    Other files are copied, except pickles and folders. If packing fails, `target` stays as it is.
-    A `dtype` changes the weights: all floating-point tensors are converted to it first. One tensor
-    at a time is in memory.
+    The other files of the model are copied, sub-folders included (see `model_files`). If packing
+    fails, `target` stays as it is. A `dtype` changes the weights: all floating-point tensors are
+    converted to it first. One tensor at a time is in memory.
 
     Raises:
         ValueError: `source` holds no model that transformers knows, or one that is packed or
             quantized already; or `target` holds files.
     """
+    pack_with(other_files(Path(source)), source, target, dtype)
+
+
+def pack_with(
+    others: Iterable[str], source: str | Path, target: str | Path, dtype: torch.dtype | None = None
+) -> None:
+    """Pack as `pack` does, with these other files, given by their paths in `source`."""
     source = Path(source)
     config = read_config(source)
     if "quantization_config" in config:
@@ -72,7 +74,7 @@ def pack(source: str | Path, target: str | Path, dtype: torch.dtype | None = Non
         names = tuple(name.removesuffix(SUFFIX) for name in places)
         config["quantization_config"] = Manifest(weights, names, saved_as).to_dict()
         write_json(folder / CONFIG, config, sort_keys=True)
-        _copy_others(source, folder, files)
+        copy_files(others, source, folder, files)
 
 
 def save_packed(
@@ -112,7 +114,8 @@ def unpack(source: str | Path, target: str | Path) -> None:
         if len(weights.by_file()) > 1:
             write_index(folder / (DENSE + INDEX), source / (PACKED + INDEX), places)
         write_json(folder / CONFIG, config, sort_keys=True)
-        _copy_others(source, folder, [source / file for file in weights.by_file()])
+        packed = [source / file for file in weights.by_file()]
+        copy_files(other_files(source), source, folder, packed)
 
 
 def load_packed(folder: str | Path, **options: Any) -> PreTrainedModel:
@@ -134,16 +137,6 @@ def load_packed(folder: str | Path, **options: Any) -> PreTrainedModel:
             None, config=config, state_dict=state_dict, **options, **NO_CODE
         )
     return model
-
-
-def _copy_others(source: Path, folder: Path, weights: list[Path]) -> None:
-    """Copy all files but config.json, weights, masks and pickles."""
-    skipped = {CONFIG, *TRAINING_FILES, *(path.name for path in weights)}
-    for path in source.iterdir():
-        is_stale = path.name.startswith("model") and path.name.endswith((".safetensors", INDEX))
-        is_skipped = path.name in skipped or is_stale
-        if path.is_file() and not is_skipped and path.suffix.lower() not in PICKLES:
-            shutil.copyfile(path, folder / path.name)
 
 
 @contextmanager

@@ -315,7 +315,7 @@ def fails_half_way(path):
 
 
 FULL_DISK = {
-    "hub.page.pack": lambda _, place: fails_half_way(f"{place}.x"),
+    "hub.page.pack_with": lambda *places: fails_half_way(f"{places[-1]}.x"),
     "reporting.report.SparsityReport.save": lambda _, stage: fails_half_way(stage / "half.json"),
     "files.Path.write_text": lambda path, *_, **__: fails_half_way(path),
 }

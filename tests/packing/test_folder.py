@@ -136,7 +136,7 @@ def test_integers_and_doubles_travel_with_the_floats(dense, tmp_path):
     assert {found[name][0] for name in ("ids", "flags", "scalar")} == {"I64", "BOOL", "BF16"}
 
 
-def test_pickles_and_folders_do_not_travel_but_other_files_do(dense, tmp_path):
+def test_pickles_and_checkpoints_do_not_travel_but_other_files_do(dense, tmp_path):
     kept = ["tokenizer.json", "vocab.txt", "README.md", "pruning_report.json", ".gitattributes"]
     dropped = ["training_args.bin", "optimizer.pt", "rng_state.pth", "x.pkl", "tf_model.h5"]
     for name in kept + dropped:
@@ -304,7 +304,7 @@ def test_a_tensor_that_is_named_like_a_packed_one_is_refused_or_kept(dense, tmp_
     assert_refused_or_kept(dense, tmp_path / "out", "'odd.packed'")
 
 
-@pytest.mark.parametrize("function", ["encode", "write_file", "write_json", "_copy_others"])
+@pytest.mark.parametrize("function", ["encode", "write_file", "write_json", "copy_files"])
 @pytest.mark.parametrize("has_folder", [False, True])
 @pytest.mark.parametrize("name", ["dense", "dense_shards"])
 def test_a_failure_in_the_middle_leaves_no_folder_and_no_temporary_one(
