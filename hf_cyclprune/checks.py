@@ -7,6 +7,7 @@ import difflib
 import math
 import re
 from collections.abc import Collection, Iterable, Sequence
+from numbers import Integral, Real
 from typing import TypeGuard
 
 
@@ -96,9 +97,24 @@ def check_expressions(argument: str, values: object) -> None:
             ) from error
 
 
-def _is_number(value: object) -> TypeGuard[int | float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def use_python_numbers_(instance: object) -> None:
+    """Put Python's numbers in the place of numpy's on an instance, since JSON holds no others."""
+    for name, value in list(vars(instance).items()):
+        number = python_number(value)
+        if number is not value:
+            object.__setattr__(instance, name, number)  # it may be frozen
+
+
+def python_number(value: object) -> object:
+    """Return the int or float that equals a number of another type; other values as they are."""
+    if isinstance(value, int) or not isinstance(value, Real):
+        return value
+    return int(value) if isinstance(value, Integral) else float(value)
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, Real) and not isinstance(value, bool)  # numpy's are registered
 
 
 def _is_integer(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, Integral) and not isinstance(value, bool)

@@ -17,6 +17,7 @@ from hf_cyclprune.checks import (
     check_fraction,
     check_integer,
     check_known,
+    use_python_numbers_,
 )
 from hf_cyclprune.files import read_json, write_json
 from hf_cyclprune.methods import METHODS, Plan
@@ -64,6 +65,7 @@ class PruningConfig(PruningOptions):
 
     def validate(self) -> None:
         """Check every field; called again when training starts."""
+        use_python_numbers_(self)
         check_known("method", self.method, METHODS)
         check_expressions("targets", self.targets)
         check_expressions("ignore", self.ignore)

@@ -19,7 +19,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
-from hf_cyclprune.checks import check_count, check_fraction, check_known, check_sparsity
+from hf_cyclprune.checks import (
+    check_count,
+    check_fraction,
+    check_known,
+    check_sparsity,
+    use_python_numbers_,
+)
 from hf_cyclprune.pruning.ramps import RAMPS
 
 LEVELS: dict[str, Callable[[int, int, float], float]] = {
@@ -93,6 +99,7 @@ class Schedule:
     initial_sparsity: float = 0.0
 
     def __post_init__(self) -> None:
+        use_python_numbers_(self)
         check_sparsity(self.sparsity)
         check_count("num_cycles", self.num_cycles)
         for name in ("reset_ratio", "ramp_ratio", "rise_ratio", "initial_sparsity"):

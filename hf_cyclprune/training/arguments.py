@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from transformers import TrainingArguments
 
-from hf_cyclprune.checks import check_known
+from hf_cyclprune.checks import check_known, use_python_numbers_
 from hf_cyclprune.config import PruningConfig, config_from_dict, config_to_dict
 from hf_cyclprune.methods import METHODS
 from hf_cyclprune.training.averaging import first_fixed_step
@@ -50,6 +50,7 @@ class PruningArguments(PruningConfig, TeacherOptions, TrainingArguments):
 
     def pruning_config(self) -> PruningConfig | None:
         """The validated pruning options as they are now; None if nothing is pruned."""
+        use_python_numbers_(self)
         options = config_to_dict(self)
         if self.is_pruning:
             return config_from_dict(options)
