@@ -6,7 +6,7 @@ Every error names the argument, its rule, the value that was given, and what to 
 import difflib
 import math
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import TypeGuard
 
@@ -41,10 +41,16 @@ def check_positive(argument: str, value: object) -> None:
         raise ValueError(f"{argument} must be a number > 0; got {value!r}. Pass for example 2.0.")
 
 
+def check_not_negative(argument: str, value: object) -> None:
+    """Raise a ValueError unless `value` is a finite number >= 0."""
+    if not _is_number(value) or not 0 <= value < math.inf:
+        raise ValueError(f"{argument} must be a number >= 0; got {value!r}. Pass for example 1e-4.")
+
+
 def check_count(argument: str, value: object) -> None:
     """Raise a ValueError unless `value` is an integer >= 1."""
     if not _is_integer(value) or value < 1:
-        raise ValueError(f"{argument} must be an integer >= 1; got {value!r}.")
+        raise ValueError(f"{argument} must be an integer >= 1; got {value!r}. Pass for example 4.")
 
 
 def check_integer(argument: str, value: object) -> None:
@@ -65,6 +71,17 @@ def check_known(argument: str, value: object, known: Collection[str]) -> None:
         near = nearest_name(str(value), known)
         hint = f"Did you mean '{near}'?" if near else "Choose one of them."
         raise ValueError(f"{argument} must be one of {', '.join(known)}; got {value!r}. {hint}")
+
+
+def check_instance(argument: str, value: object, cls: type, example: str) -> None:
+    """Raise a ValueError that shows how to write an instance unless `value` is one of `cls`."""
+    if isinstance(value, cls):
+        return
+    if isinstance(value, Mapping) and value:
+        example = ", ".join(f"{name}={item!r}" for name, item in value.items())
+    raise ValueError(
+        f"{argument} must be a {cls.__name__}; got {value!r}. Write {cls.__name__}({example})."
+    )
 
 
 def nearest_name(name: str, known: Iterable[str]) -> str | None:

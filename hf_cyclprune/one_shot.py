@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from hf_cyclprune.checks import check_instance
 from hf_cyclprune.config import PruningConfig
 from hf_cyclprune.pruning.activations import Batch, show_inputs
 from hf_cyclprune.pruning.compensation import OutputErrors, compensate_
@@ -32,6 +33,7 @@ def prune_(
         ValueError: as `find_targets`; weights or inputs that hold NaN; a missing gradient; a config
             without a target sparsity; a criterion that needs training or calibration data.
     """
+    check_instance("config", config, PruningConfig, "sparsity=0.9")
     targets = find_targets(model, config.targets, config.ignore)
     check_finite(targets)
     sparsity = _check_target(config)

@@ -191,3 +191,8 @@ def test_calibration_that_fails_leaves_the_model_as_it_was(tiny_bert, batches, m
     with pytest.raises(ValueError, match=message):
         prune_(model, PruningConfig(sparsity=0.5, criterion=criterion), batches)
     assert all(torch.equal(model.get_parameter(name), p) for name, p in dense.named_parameters())
+
+
+def test_a_dict_in_the_place_of_a_config_is_refused_before_anything_changes(tiny_bert):
+    with pytest.raises(ValueError, match=r"config must be a PruningConfig; got .* Write Pruning"):
+        prune_(tiny_bert(), {"sparsity": 0.8})

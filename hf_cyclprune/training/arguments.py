@@ -8,7 +8,7 @@ from hf_cyclprune.checks import check_known, use_python_numbers_
 from hf_cyclprune.config import PruningConfig, config_from_dict, config_to_dict
 from hf_cyclprune.methods import METHODS
 from hf_cyclprune.training.averaging import first_fixed_step
-from hf_cyclprune.training.lr import check_restartable, check_warmup
+from hf_cyclprune.training.lr import check_restartable, check_scheduler, check_warmup
 from hf_cyclprune.training.teacher import LAST_CYCLE, TeacherOptions
 
 
@@ -32,6 +32,7 @@ class PruningArguments(PruningConfig, TeacherOptions, TrainingArguments):
                 "run has. Add for example sparsity=0.9 and num_cycles=4."
             )
         TrainingArguments.__post_init__(self)  # type: ignore[no-untyped-call]
+        check_scheduler(self)
         if config is not None and config.restarts_lr:
             check_restartable(self.lr_scheduler_type)
         if config is not None and self.max_steps > 0:  # else the schedule is not known yet

@@ -11,6 +11,7 @@ from transformers import TrainerControl as Control
 from transformers import TrainerState as State
 from transformers import TrainingArguments as Args
 
+from hf_cyclprune.checks import check_instance
 from hf_cyclprune.config import PruningConfig
 from hf_cyclprune.pruning.pruner import Pruner
 from hf_cyclprune.reporting.report import SparsityReport
@@ -40,6 +41,8 @@ class PruningCallback(TrainerCallback):
     """
 
     def __init__(self, config: PruningConfig | None = None) -> None:
+        if config is not None:
+            check_instance("config", config, PruningConfig, "sparsity=0.9")
         self.config = config
         self.run: PruningRun | None = None
         """The run that prunes, from the start of training on; None if nothing is pruned."""
@@ -193,8 +196,10 @@ def with_callback(
     Of the arguments of `Trainer` two matter; the others are ignored.
 
     Raises:
-        ValueError: there is a config, and a callback that prunes too.
+        ValueError: there is a config, and a callback that prunes too; or it is something else.
     """
+    if config is not None:
+        check_instance("pruning_config", config, PruningConfig, "sparsity=0.9")
     given = [c() if c is PruningCallback else c for c in callbacks or []]
     own = find_callback(given)
     if own is not None and config is not None:

@@ -1,5 +1,7 @@
 """A learning rate that runs its whole schedule once in every pruning cycle."""
 
+import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainingArguments, get_scheduler
 from transformers.trainer_utils import SchedulerType
 
+from hf_cyclprune.checks import check_not_negative
 from hf_cyclprune.config import PruningConfig
 from hf_cyclprune.pruning.schedules import Schedule
 
@@ -45,8 +48,8 @@ def get_restarting_scheduler(
     lr = optimizer.defaults.get("lr", optimizer.param_groups[0]["lr"])  # some schedules read it
     factors: dict[int, Callable[[int], float]] = {}
     for length in {schedule.cycle_length(c) for c in range(schedule.num_cycles)}:
-        stand_in = torch.optim.SGD([torch.zeros(1)], lr=lr)
-        curve = get_scheduler(name, stand_in, num_warmup_steps, length, scheduler_specific_kwargs)
+        kwargs = scheduler_specific_kwargs
+        curve = get_scheduler(name, _stand_in(lr), num_warmup_steps, length, kwargs)
         factors[length] = curve.lr_lambdas[0]
 
     def factor(finished_steps: int) -> float:
@@ -72,6 +75,28 @@ def check_restartable(name: str | SchedulerType) -> None:
             f"lr_scheduler_type must be a function of the step that can start again; got '{value}'."
             " Choose for example 'linear' or 'cosine', or pass lr_restarts=False."
         )
+
+
+def check_scheduler(args: TrainingArguments) -> None:
+    """Raise a ValueError unless the learning rate and the arguments of its schedule are valid."""
+    check_not_negative("learning_rate", args.learning_rate)
+    kwargs: Any = args.lr_scheduler_kwargs
+    try:
+        get_scheduler(args.lr_scheduler_type, _stand_in(args.learning_rate), 0, 1000, kwargs)
+    except (TypeError, ValueError) as error:
+        value = SchedulerType(args.lr_scheduler_type).value
+        missing = re.findall(r"'(\w+)'", str(error)) if "missing" in str(error) else []
+        example = json.dumps(dict.fromkeys(missing, 100))
+        remedy = f"Pass for example lr_scheduler_kwargs='{example}'" if missing else "Change them"
+        raise ValueError(
+            f"lr_scheduler_kwargs must fit lr_scheduler_type '{value}'; got "
+            f"{kwargs!r}: {error}. {remedy}, or choose another schedule, such as 'linear'."
+        ) from error
+
+
+def _stand_in(lr: float) -> Optimizer:
+    """Return an optimizer of nothing, for a schedule that is only looked at."""
+    return torch.optim.SGD([torch.zeros(1)], lr=lr)
 
 
 def make_scheduler(

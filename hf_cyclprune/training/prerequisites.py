@@ -11,7 +11,7 @@ from hf_cyclprune.pruning.targets import find_sparsity
 from hf_cyclprune.reporting.numbers import percent
 from hf_cyclprune.reporting.weights import MOST_ZEROS_BY_CHANCE
 from hf_cyclprune.training.describe import bare_model
-from hf_cyclprune.training.lr import check_restartable
+from hf_cyclprune.training.lr import check_restartable, check_scheduler
 from hf_cyclprune.training.upstream import is_loss_inflated
 
 logger = logging.get_logger(__name__)
@@ -21,12 +21,14 @@ def prepare_trainer(trainer: Trainer, config: PruningConfig) -> bool:
     """Check a Trainer, and return whether its loss is to be unscaled.
 
     Raises:
-        ValueError: it cannot evaluate, or restart its learning rate, as the config demands.
+        ValueError: it cannot evaluate, make its learning rate, or restart it, as is demanded.
     """
     if config.eval_cycle_ends and trainer.eval_dataset is None:
         raise ValueError(
             "eval_cycle_ends needs an eval_dataset, but there is none. Pass one, or drop it."
         )
+    if trainer.lr_scheduler is None:
+        check_scheduler(trainer.args)
     if config.restarts_lr:
         check_restartable(trainer.args.lr_scheduler_type)
         if trainer.lr_scheduler is not None and not trainer._created_lr_scheduler:

@@ -73,6 +73,10 @@ def test_the_training_arguments_serialise_with_the_options(tmp_path):
         ({"num_cycles": 4, "max_steps": 3}, "num_cycles must not exceed"),
         ({"lr_scheduler_type": "cosine_with_restarts"}, "lr_scheduler_type must be"),
         ({"max_steps": 40, "warmup_steps": 9}, "warmup_steps must not outlast"),
+        ({"lr_scheduler_type": "warmup_stable_decay"}, 'kwargs=.{"num_decay_steps": 100}'),
+        ({"lr_scheduler_type": "cosine_with_min_lr"}, "fit lr_scheduler_type 'cosine_with_min_lr'"),
+        ({"lr_scheduler_kwargs": {"pover": 2.0}}, "lr_scheduler_kwargs must fit .*'pover'"),
+        ({"learning_rate": -1e-3}, "learning_rate must be a number >= 0; got -0.001. Pass "),
     ],
 )
 def test_what_the_arguments_alone_show_is_refused_before_there_is_a_model(

@@ -10,6 +10,7 @@ from hf_cyclprune import (
     PruningConfig,
     get_restarting_scheduler,
 )
+from hf_cyclprune.training.callback import with_callback
 
 CONFIG = PruningConfig(sparsity=0.8, num_cycles=2, lr_restarts=False)
 
@@ -158,3 +159,15 @@ def test_other_criteria_train_to_the_same_sparsity(train, criterion):
 def test_a_callback_without_any_config_is_refused(train):
     with pytest.raises(ValueError, match="PruningCallback needs a config"):
         train(Trainer, callbacks=[PruningCallback()])
+
+
+@pytest.mark.parametrize("make", [PruningCallback, with_callback])
+def test_a_dict_in_the_place_of_a_config_is_refused_with_what_to_write(make):
+    name = "pruning_config" if make is with_callback else "config"
+    rule = rf"^{name} must be a PruningConfig; got \{{'sparsity': 0.8\}}\. Write PruningConfig\("
+    with pytest.raises(ValueError, match=rf"{rule}sparsity=0\.8\)\.$"):
+        make({"sparsity": 0.8})
+    with pytest.raises(ValueError, match=r"got 0\.8\. Write PruningConfig\(sparsity=0\.9\)"):
+        make(0.8)
+    with pytest.raises(ValueError, match=rf"^{name} must be a PruningConfig"):
+        make({})

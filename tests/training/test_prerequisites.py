@@ -17,6 +17,16 @@ def test_a_schedule_that_cannot_restart_is_refused_at_construction(tiny_bert, ar
     PruningTrainer(model=tiny_bert(), args=args, pruning_config=config)
 
 
+def test_a_schedule_without_what_it_needs_is_refused_at_construction(tiny_bert, arguments):
+    kind = "warmup_stable_decay"
+    args = TrainingArguments(**arguments(lr_scheduler_type=kind))
+    with pytest.raises(ValueError, match=r"lr_scheduler_kwargs must fit .*num_decay_steps.*"):
+        PruningTrainer(model=tiny_bert(), args=args, pruning_config=CONFIG)
+    kwargs = {"num_decay_steps": 2}
+    args = TrainingArguments(**arguments(lr_scheduler_type=kind, lr_scheduler_kwargs=kwargs))
+    PruningTrainer(model=tiny_bert(), args=args, pruning_config=CONFIG)
+
+
 def test_a_scheduler_of_the_users_own_is_refused_unless_restarts_are_off(tiny_bert, arguments):
     model = tiny_bert()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
