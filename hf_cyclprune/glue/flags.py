@@ -2,22 +2,21 @@
 
 import dataclasses
 import json
+import re
 from argparse import Action, Namespace
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, NoReturn, get_args, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
 
-from hf_cyclprune.checks import nearest_name
 from hf_cyclprune.config import PruningConfig
-from hf_cyclprune.files import read_json
 from hf_cyclprune.glue.arguments import GlueArguments
 from hf_cyclprune.glue.tasks import get_task
+from hf_cyclprune.glue.unknown import explain_unknown
 from hf_cyclprune.methods import METHODS
-from hf_cyclprune.secrets import redact
 from hf_cyclprune.training.arguments import PruningArguments
 from hf_cyclprune.training.device import has_accelerator
 from hf_cyclprune.training.teacher import TeacherOptions
@@ -50,6 +49,30 @@ class _Parser(HfArgumentParser):
             formatter.end_section()
         return formatter.format_help()
 
+    def error(self, message: str) -> NoReturn:
+        """Say in one line what is wrong with a number; else end as argparse does."""
+        found = re.fullmatch(r"argument --(\w+)\S*: invalid (float|int) value: '(.*)'", message)
+        if found is None:
+            super().error(message)
+        raise ValueError(_explain_number(*found.groups()))
+
+
+def _explain_number(name: str, kind: str, value: str) -> str:
+    """Say what a number must look like.
+
+    >>> _explain_number("sparsity", "float", "80%")
+    "sparsity must be a number; got '80%'. Write 0.8 for 80%."
+    """
+    remedy = "Write it in digits, such as 3."
+    if kind == "float":
+        remedy = "Write it in digits, such as 0.1 or 1e-4."
+        with suppress(ValueError):
+            remedy = f"Write {float(value.replace(',', '.')):g}, with a point."
+        with suppress(ValueError):
+            remedy = f"Write {float(value.strip().removesuffix('%')) / 100:g} for {value}."
+    rule = "a number" if kind == "float" else "an integer"
+    return f"{name} must be {rule}; got {value!r}. {remedy}"
+
 
 def parse_flags(argv: Sequence[str]) -> tuple[GlueArguments, PruningArguments]:
     """Parse the arguments of `hf-cyclprune glue`; a flag overrides its value in the file.
@@ -59,8 +82,8 @@ def parse_flags(argv: Sequence[str]) -> tuple[GlueArguments, PruningArguments]:
     load_best_model_at_end compares models by the task's metric.
 
     Raises:
-        ValueError: a name is unknown, or a value is out of its range.
-        SystemExit: a value is missing or has the wrong type, or --help is given (argparse).
+        ValueError: a name is unknown, or a value is no number or out of its range.
+        SystemExit: a value is missing or none of the choices, or --help is given (argparse).
     """
     parser = _Parser(
         (GlueArguments, PruningArguments),  # type: ignore[arg-type]
@@ -77,12 +100,30 @@ def parse_flags(argv: Sequence[str]) -> tuple[GlueArguments, PruningArguments]:
     lists = {k: v for k, v in file.items() if v is None or isinstance(v, list)}
     flags = [_to_flag(name, value) for name, value in file.items() if name not in lists]
     empty = Namespace(**dict.fromkeys(hints, _NOT_GIVEN))
-    given, unknown = parser.parse_known_args([*flags, *argv[int(has_file) :]], empty)
-    for flag in unknown:
-        raise ValueError(_explain_unknown(flag, hints))
+    flags += _join_negative_numbers(argv[int(has_file) :])
+    given, unknown = parser.parse_known_args(flags, empty)
+    if unknown:
+        following = [value for value in unknown[1:2] if not value.startswith("-")]
+        raise ValueError(explain_unknown(unknown[0], next(iter(following), None), hints))
     values = {name: value for name, value in vars(given).items() if value is not _NOT_GIVEN}
     glue, args = parser.parse_dict(_complete({**lists, **values}))
     return glue, args
+
+
+def _join_negative_numbers(flags: Sequence[str]) -> list[str]:
+    """Write "--name=-1e-3" for "--name -1e-3", which argparse takes for two flags.
+
+    >>> _join_negative_numbers(["--learning_rate", "-1e-3", "--max_steps", "-1", "--bf16"])
+    ['--learning_rate=-1e-3', '--max_steps=-1', '--bf16']
+    """
+    joined: list[str] = []
+    for flag in flags:
+        is_number = re.fullmatch(r"-\.?\d.*", flag) is not None
+        if is_number and joined and joined[-1].startswith("--") and "=" not in joined[-1]:
+            joined[-1] += f"={flag}"
+        else:
+            joined.append(flag)
+    return joined
 
 
 def _type_hints() -> dict[str, Any]:
@@ -94,16 +135,17 @@ def _type_hints() -> dict[str, Any]:
 
 def _read_file(path: Path) -> dict[str, Any]:
     """Read names and values from a JSON or YAML file; "null" and "~" are None."""
-    values: Any = None
-    if path.suffix == ".json":
-        values = read_json(path, 'Write for example {"task_name": "sst2"}.')
-    else:
-        with suppress(yaml.YAMLError, ValueError):  # as strings: 2:4 and 3e-4 stay as written
-            values = yaml.load(path.read_text(encoding="utf-8"), yaml.BaseLoader)
+    values, reason = None, ""
+    try:
+        text = path.read_text(encoding="utf-8")
+        # as strings: 2:4 and 3e-4 stay as written
+        values = json.loads(text) if path.suffix == ".json" else yaml.load(text, yaml.BaseLoader)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        reason = f": {getattr(error, 'strerror', None) or ' '.join(str(error).split())}"
     if not isinstance(values, dict):
         raise ValueError(
-            f"FILE must hold names and values as JSON or YAML; got '{path}'. Write for example "
-            "task_name: sst2."
+            f"FILE must hold names and values as JSON or YAML; got '{path}'{reason}. Write for "
+            "example task_name: sst2, in UTF-8."
         )
     nothing = ("", "null", "~")
     return {str(name): None if value in nothing else value for name, value in values.items()}
@@ -112,7 +154,8 @@ def _read_file(path: Path) -> dict[str, Any]:
 def _check_entry(name: str, value: object, hints: dict[str, Any]) -> None:
     """Check an entry of the file: its name, and whether it may be null or a list."""
     if name not in hints:
-        raise ValueError(_explain_unknown(name, hints))
+        shown = None if isinstance(value, dict | list) else value
+        raise ValueError(explain_unknown(name, str(shown), hints))
     kinds = {getattr(kind, "__origin__", kind) for kind in (hints[name], *get_args(hints[name]))}
     kind = type(value)
     if kind in (type(None), list) and kind not in kinds:
@@ -133,15 +176,6 @@ def _to_numbers(value: Any) -> Any:
         return json.loads(value) if isinstance(value, str) else value
     except ValueError:
         return value
-
-
-def _explain_unknown(flag: str, known: Collection[str]) -> str:
-    """Say that a flag is unknown, without the value of a mistyped token."""
-    name = flag.lstrip("-").partition("=")[0].replace("-", "_")
-    near = nearest_name(name, known)
-    shown = flag.partition("=")[0] if "token" in (near or name) else redact([flag])[0]
-    hint = f"Did you mean --{near}?" if near else "See hf-cyclprune glue --help."
-    return f"Unknown flag '{shown}'. {hint}"
 
 
 def _complete(values: dict[str, Any]) -> dict[str, Any]:

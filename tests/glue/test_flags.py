@@ -93,6 +93,7 @@ FILE = {
     "sparsity": 0.9,
     "lr_restarts": False,
     "targets": ["query", "key"],
+    "lr_scheduler_type": "cosine",
     "lr_scheduler_kwargs": {"num_cycles": 1},
     "max_train_samples": None,
 }
@@ -121,9 +122,9 @@ def test_what_looks_like_a_time_or_a_date_in_yaml_stays_a_string(write):
 
 @pytest.mark.parametrize("name", ["run.yaml", "run.json"])
 def test_numbers_inside_a_mapping_are_numbers(write, name):
-    values = {**FILE, "lr_scheduler_kwargs": {"min_lr": 1e-06, "name": "x"}}
+    values = {**FILE, "gradient_checkpointing_kwargs": {"min_lr": 1e-06, "name": "x"}}
     args = parse_flags([write(json.dumps(values, indent=" "), name)])[1]
-    assert args.lr_scheduler_kwargs == {"min_lr": 1e-06, "name": "x"}
+    assert args.gradient_checkpointing_kwargs == {"min_lr": 1e-06, "name": "x"}
 
 
 def test_a_flag_overrides_the_file(write):
@@ -146,7 +147,19 @@ def test_a_flag_overrides_the_file(write):
         ([*NAMES, "--sparsity", "90"], "Write 0.9 for 90 %"),
         ([*NAMES, "--num_cycles", "2"], "num_cycles must come with sparsity"),
         ([*NAMES, "--max_train_samples", "0"], "max_train_samples must be an integer >= 1"),
-        (["missing.yaml"], "No such file"),
+        (
+            ["missing.yaml"],
+            "FILE must hold names and values as JSON or YAML; got 'missing.yaml': No",
+        ),
+        (["missing.json"], "got 'missing.json': No such file or directory. Write for example"),
+        (["/"], "got '/': Is a directory. Write for example"),
+        ([*NAMES, "--sparsity", "80%"], "sparsity must be a number; got '80%'. Write 0.8 for 80%."),
+        ([*NAMES, "--sparsity=0,8"], "sparsity must be a number; got '0,8'. Write 0.8, with a po"),
+        ([*NAMES, "--learning_rate", "fast"], "learning_rate must be a number; got 'fast'. Write"),
+        ([*NAMES, "--num_cycles", "two"], "num_cycles must be an integer; got 'two'. Write it in"),
+        ([*NAMES, "--num-cycles", "2.5"], "num_cycles must be an integer; got '2.5'. Write it in"),
+        ([*NAMES, "--learning_rate", "-1e-3"], "learning_rate must be a number >= 0; got -0.001"),
+        ([*NAMES, "--learning_rate=-.5"], "learning_rate must be a number >= 0; got -0.5"),
     ],
 )
 def test_what_is_wrong_is_named(argv, message):
@@ -160,6 +173,8 @@ def test_what_is_wrong_is_named(argv, message):
     [
         ("- sst2", "FILE must hold names and values"),
         ("a: [", "FILE must hold names and values"),
+        ("a: [", "expected the node content"),
+        ("sparsity: 80%", "sparsity must be a number; got '80%'. Write 0.8 for 80%."),
         ("task: sst2", "Unknown flag 'task'. Did you mean --task_name?"),
         ("max_steps: null", "max_steps must be a single value; got null"),
         ("seed: [1, 2]", 'seed must be a single value; got ["1", "2"]'),
@@ -171,8 +186,15 @@ def test_what_is_wrong_in_a_file_is_named(write, text, message):
     assert message in str(caught.value)
 
 
-@pytest.mark.parametrize("argv", [[], ["--task_name", "sst2"], [*NAMES, "--num_cycles", "two"]])
-def test_a_missing_or_mistyped_value_ends_with_usage_in_short(argv, capsys):
+def test_a_file_in_another_encoding_is_refused_with_the_reason(tmp_path):
+    for name in ("run.yaml", "run.json"):
+        (tmp_path / name).write_bytes('{"task_name": "sst2ä"}'.encode("latin-1"))
+        with pytest.raises(ValueError, match=r"FILE must .*'utf-8' codec can't decode .*Write"):
+            parse_flags([str(tmp_path / name)])
+
+
+@pytest.mark.parametrize("argv", [[], ["--task_name", "sst2"], [*NAMES, "--num_cycles"]])
+def test_a_missing_value_ends_with_usage_in_short(argv, capsys):
     with pytest.raises(SystemExit) as caught:
         parse_flags(argv)
     assert caught.value.code == 2
