@@ -114,6 +114,19 @@ def check_expressions(argument: str, values: object) -> None:
             ) from error
 
 
+def reason_of(error: BaseException) -> str:
+    """Return what an error of another library says, in one line and without a full stop.
+
+    A line that ends in a colon is followed by what it announces.
+
+    >>> reason_of(ValueError("No such model. \\n See the documentation"))
+    'No such model'
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    shown = lines[:2] if lines and lines[0].endswith(":") else lines[:1]
+    return " ".join(shown).rstrip(".: ") or type(error).__name__
+
+
 def use_python_numbers_(instance: object) -> None:
     """Put Python's numbers in the place of numpy's on an instance, since JSON holds no others."""
     for name, value in list(vars(instance).items()):

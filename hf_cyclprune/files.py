@@ -2,6 +2,7 @@
 
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +32,20 @@ def whole_file(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_writable(argument: str, folder: str | Path) -> None:
+    """Raise a ValueError unless the folder can be written to, or made; leaves nothing behind."""
+    place = Path(folder).absolute()
+    try:
+        parent = next(path for path in (place, *place.parents) if path.exists())
+        with tempfile.TemporaryDirectory(dir=parent, prefix="_"):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"{argument} must be a folder that can be written to; got '{folder}': "
+            f"{error.strerror}. Name another one."
+        ) from error
 
 
 def write_text(path: Path, text: str) -> Path:

@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from hf_cyclprune.checks import check_count, check_known, use_python_numbers_
+from hf_cyclprune.checks import check_count, check_known, check_positive, use_python_numbers_
 from hf_cyclprune.glue.tasks import TASKS, GlueTask, get_task
 from hf_cyclprune.training.arguments import PruningArguments
 from hf_cyclprune.training.device import has_accelerator
@@ -70,7 +70,12 @@ class GlueArguments:
 
 
 def check_together(args: PruningArguments, task: GlueTask) -> None:
-    """Raise a ValueError for training arguments that contradict each other or the task."""
+    """Raise a ValueError for training arguments that contradict each other, the task or sense."""
+    for name in ("per_device_train_batch_size", "per_device_eval_batch_size"):
+        check_count(name, getattr(args, name))
+    check_count("gradient_accumulation_steps", args.gradient_accumulation_steps)
+    if args.do_train and args.max_steps <= 0:
+        check_positive("num_train_epochs", args.num_train_epochs)
     if not (args.do_train or args.do_eval or args.do_predict):
         raise ValueError("One of do_train, do_eval and do_predict must be True. Add --do_train.")
     if args.is_pruning and not args.do_train:

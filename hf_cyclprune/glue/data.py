@@ -11,6 +11,7 @@ from datasets import ClassLabel, Dataset, Value, load_dataset
 from datasets.exceptions import DatasetsError
 from transformers import PreTrainedTokenizerBase
 
+from hf_cyclprune.checks import reason_of
 from hf_cyclprune.glue.tasks import GlueTask
 
 HUB_DATASET = "nyu-mll/glue"
@@ -52,8 +53,10 @@ def _load_file(file: Path, cache_dir: str | None) -> Any:
         # datasets takes the path as a pattern
         return Dataset.from_parquet(glob.escape(str(file)), cache_dir=cache_dir)
     except (DatasetsError, OSError, ValueError) as error:
+        reason = reason_of(error.__cause__ or error)  # what happened while it was read
         raise ValueError(
-            f"'{file}' cannot be read as a parquet file with rows: {error}. Write it again."
+            f"dataset_dir must hold {file.parent.name}/{file.name} as a parquet file with rows; "
+            f"got '{file}': {reason}. Write the file again."
         ) from error
 
 

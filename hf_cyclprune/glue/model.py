@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -16,10 +17,13 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from hf_cyclprune.checks import reason_of
 from hf_cyclprune.glue.arguments import GlueArguments
 from hf_cyclprune.glue.tasks import GlueTask
 
 _SHIFTED = ("roberta", "xlm-roberta", "camembert", "mpnet", "xlm-roberta-xl", "data2vec-text")
+_TOKENIZER = "a tokenizer"
+_FAULTS = (SafetensorError, StrictDataclassError)
 logger = logging.get_logger(__name__)
 
 
@@ -67,10 +71,14 @@ def load_tokenizer(glue: GlueArguments) -> PreTrainedTokenizerBase:
     """Load the model's tokenizer.
 
     Raises:
-        ValueError: there is no such model, it cannot pad, or the Hub cannot be reached.
+        ValueError: there is no such tokenizer, it cannot pad, or the Hub cannot be reached.
     """
     argument = "tokenizer_name" if glue.tokenizer_name else "model_name_or_path"
-    tokenizer: PreTrainedTokenizerBase = _load(AutoTokenizer, argument, glue)
+    tokenizer: PreTrainedTokenizerBase = _load(AutoTokenizer, argument, glue, _TOKENIZER)
+    words = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
+    if len(words) < 2:  # without files transformers makes one up, for some models with a space
+        reason = "it knows no words, as if none was saved"
+        raise _refuse(argument, glue, _TOKENIZER, reason, is_there=True)
     if tokenizer.pad_token is None:
         raise ValueError(
             f"{argument} must have a padding token; got '{getattr(glue, argument)}' without one. "
@@ -90,6 +98,7 @@ def load_classifier(glue: GlueArguments, config: PretrainedConfig) -> PreTrained
             AutoModelForSequenceClassification,
             "model_name_or_path",
             glue,
+            "a model in safetensors",
             config=config,
             dtype=torch.float32,
             use_safetensors=True,
@@ -106,22 +115,42 @@ def load_classifier(glue: GlueArguments, config: PretrainedConfig) -> PreTrained
     return model
 
 
-def _load(cls: Any, argument: str, glue: GlueArguments, **options: Any) -> Any:
+def _load(
+    cls: Any, argument: str, glue: GlueArguments, what: str = "a model", **options: Any
+) -> Any:
     """Load with a class of transformers and explain what fails in one line."""
-    name = str(getattr(glue, argument))
-    name = str(Path(name).expanduser()) if name.startswith("~") else name
-    rule = f"{argument} must be a folder with a model or the name of one on the Hub"
+    name = _name(argument, glue)
     is_path = name.startswith((".", "/")) or Path(name).is_dir()
     if is_path and not list(Path(name).glob("*config.json")):
-        raise ValueError(f"{rule}; got '{name}', where no config.json is found. Check the path.")
+        raise ValueError(
+            f"{_rule(argument, what)}; got '{name}', where no config.json is found. Check the path."
+        )
     options |= {"cache_dir": glue.cache_dir, "revision": glue.model_revision}
     try:
         return cls.from_pretrained(name, trust_remote_code=False, **options)
-    except (OSError, ValueError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".")
-        raise ValueError(
-            f"{rule}; got '{name}': {reason}. Check its spelling and the network."
-        ) from error
+    except (OSError, ValueError, TypeError, AttributeError, *_FAULTS) as error:
+        raise _refuse(argument, glue, what, reason_of(error)) from error
+
+
+def _refuse(
+    argument: str, glue: GlueArguments, what: str, reason: str, *, is_there: bool = False
+) -> ValueError:
+    name = _name(argument, glue)
+    remedy = "Check its spelling and the network."
+    if is_there or Path(name).is_dir():
+        remedy = "Save it again, with save_pretrained."
+        if what == _TOKENIZER:
+            remedy = "Pass --tokenizer_name, or save one there."
+    return ValueError(f"{_rule(argument, what)}; got '{name}': {reason}. {remedy}")
+
+
+def _rule(argument: str, what: str) -> str:
+    return f"{argument} must be a folder with {what} or the name of one on the Hub"
+
+
+def _name(argument: str, glue: GlueArguments) -> str:
+    name = str(getattr(glue, argument))
+    return str(Path(name).expanduser()) if name.startswith("~") else name
 
 
 def check_length(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from hf_cyclprune.files import read_json, write_json, write_text
+from hf_cyclprune.files import check_writable, read_json, write_json, write_text
 from hf_cyclprune.glue.arguments import GlueArguments
 from hf_cyclprune.training.arguments import PruningArguments
 from hf_cyclprune.training.damage import find_damage, newest_checkpoint
@@ -27,12 +27,12 @@ def check_output_dir(args: PruningArguments, glue: GlueArguments, checkpoint: st
     """Raise an error unless output_dir is new, empty, or that of the run with this checkpoint.
 
     Raises:
-        ValueError: it holds another run or other files, or the checkpoint belongs to another run.
+        ValueError: it holds another run or other files, or cannot be written to; or the checkpoint
+            belongs to another run.
         FileNotFoundError: it holds a run that `hf-cyclprune glue` did not start.
     """
     folder = Path(str(args.output_dir))
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"output_dir must be a folder; got '{folder}', a file. Name another one.")
+    check_writable("output_dir", folder)
     if checkpoint is not None:
         check_same_run(Path(checkpoint).parent, args, glue)
     if not _holds_a_run(folder):

@@ -87,11 +87,23 @@ def test_an_empty_or_broken_file_is_named(tmp_path):
     write_task(tmp_path, "sst2", ["train", "validation"])
     data = Dataset.from_parquet(str(tmp_path / "sst2" / "train.parquet"))
     data.select([]).to_parquet(tmp_path / "sst2" / "train.parquet")
-    with pytest.raises(ValueError, match=r"train\.parquet' cannot be read"):
+    rule = r"dataset_dir must hold sst2/train\.parquet as a parquet file with rows; got '.*': "
+    with pytest.raises(ValueError, match=rule):
         load("sst2", tmp_path)
     (tmp_path / "sst2" / "train.parquet").write_bytes(b"no parquet")
-    with pytest.raises(ValueError, match=r"train\.parquet' cannot be read as a parquet"):
+    with pytest.raises(ValueError, match=rule + r".*[^.]\. Write the file again\.$"):
         load("sst2", tmp_path)
+
+
+def test_damage_inside_of_a_file_is_named_by_its_cause(tmp_path):
+    write_task(tmp_path, "sst2", ["train", "validation"])
+    file = tmp_path / "sst2" / "train.parquet"
+    content = bytearray(file.read_bytes())
+    content[30:80] = b"\xff" * 50
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"must hold sst2/train\.parquet") as caught:
+        load("sst2", tmp_path)
+    assert "An error occurred" not in str(caught.value)
 
 
 def tokenizer(*texts, truncation, max_length):

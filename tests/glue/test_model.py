@@ -98,13 +98,61 @@ def test_a_model_that_cannot_be_had_is_one_sentence(tmp_path):
         load_tokenizer(arguments("some/model", tokenizer_name="/nosuch"))
 
 
-def test_pickled_weights_are_refused(classifier):
-    folder = classifier(TASKS["mnli"].labels)
-    (folder / "model.safetensors").unlink()
-    torch.save({}, folder / "pytorch_model.bin")
+def load(folder):
     glue = arguments(folder)
-    with pytest.raises(ValueError, match="must be a folder with a model"):
-        load_classifier(glue, load_task_config(glue, TASKS["mnli"]))
+    return load_classifier(glue, load_task_config(glue, TASKS["mnli"]))
+
+
+def damage(folder, kind):
+    weights = folder / "model.safetensors"
+    if kind == "torn":
+        weights.write_bytes(weights.read_bytes()[:-9])
+    else:
+        weights.unlink()
+    if kind == "pickled":
+        torch.save({}, folder / "pytorch_model.bin")
+
+
+@pytest.mark.parametrize("kind", ["pickled", "missing", "torn"])
+def test_weights_that_cannot_be_read_are_refused_with_a_remedy_that_helps(classifier, kind):
+    folder = classifier(TASKS["mnli"].labels)
+    damage(folder, kind)
+    rule = "model_name_or_path must be a folder with a model in safetensors"
+    with pytest.raises(ValueError, match=rf"{rule}.*Save it again, with save_pretrained\.$"):
+        load(folder)
+
+
+@pytest.mark.parametrize("entry", [{"hidden_size": "wide"}, {"model_type": None}, {"id2label": 5}])
+def test_a_config_that_cannot_be_read_is_one_sentence(classifier, entry):
+    folder = classifier(TASKS["mnli"].labels)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | entry))
+    with pytest.raises(ValueError, match=r"^model_name_or_path must .*Save it again, with .*\.$"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    "kind", ["bert", "roberta", "deberta-v2", "mpnet", "t5", "esm", "modernbert"]
+)
+def test_a_model_without_a_tokenizer_is_refused(tmp_path, kind):
+    """transformers makes a tokenizer that knows no word."""
+    AutoConfig.for_model(kind).save_pretrained(tmp_path)
+    rule = r"model_name_or_path must be a folder with a tokenizer.*"
+    with pytest.raises(ValueError, match=rf"{rule} Pass --tokenizer_name, or save one there\.$"):
+        load_tokenizer(arguments(tmp_path))
+
+
+def test_a_tokenizer_from_elsewhere_stands_in_for_one_that_is_missing(tmp_path, tiny_folder):
+    AutoConfig.for_model("bert").save_pretrained(tmp_path)
+    assert len(load_tokenizer(arguments(tmp_path, tokenizer_name=str(tiny_folder)))) > 100
+    AutoConfig.for_model("bert").save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match="tokenizer_name must be a folder with a tokenizer"):
+        load_tokenizer(arguments(tiny_folder, tokenizer_name=str(tmp_path / "other")))
+
+
+def test_a_tokenizer_of_characters_is_one(tmp_path):
+    AutoConfig.for_model("canine").save_pretrained(tmp_path)
+    assert load_tokenizer(arguments(tmp_path)).pad_token is not None
 
 
 def test_code_of_the_repository_is_not_run(classifier):

@@ -49,6 +49,22 @@ def test_a_new_folder_and_one_without_files_are_free(resume, args, tmp_path):
     check(args(resume))
 
 
+def test_a_folder_that_cannot_be_made_or_written_to_is_refused(args, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("mine")
+    rule = "^output_dir must be a folder that can be written to; got '{}': {}. Name another one.$"
+    for place, reason in ((tmp_path / "file" / "x" / "y", "Not a directory"),):
+        with pytest.raises(ValueError, match=rule.format(place, reason)):
+            check(args(None, place))
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.TemporaryDirectory", refuse)
+    with pytest.raises(ValueError, match=rule.format(tmp_path / "new", "Permission denied")):
+        check(args(None, tmp_path / "new"))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_a_run_that_failed_at_once_leaves_its_folder_free(args, tmp_path):
     save_identity(args(), GLUE)
     check(args())
@@ -70,7 +86,7 @@ def test_a_folder_with_files_or_checkpoints_is_taken(args, tmp_path):
 
 def test_a_file_is_no_folder(args, tmp_path):
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(ValueError, match="output_dir must be a folder; got"):
+    with pytest.raises(ValueError, match="output_dir must be a folder that"):
         check(args(folder=tmp_path / "file"))
 
 
