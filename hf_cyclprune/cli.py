@@ -14,14 +14,17 @@ from typing import Any
 
 import torch
 
+from hf_cyclprune.files import check_writable
 from hf_cyclprune.hub.errors import PushError
 from hf_cyclprune.hub.folder import card_of_folder
-from hf_cyclprune.hub.push import check_repo_id, push_folder
+from hf_cyclprune.hub.push import check_repo, push_folder
 from hf_cyclprune.methods import METHODS, Plan
 from hf_cyclprune.packing.folder import pack, unpack
 from hf_cyclprune.packing.verification import verify
+from hf_cyclprune.packing.weights import max_sparsity
 from hf_cyclprune.reporting.folder import report_folder
 from hf_cyclprune.reporting.table import print_table
+from hf_cyclprune.reporting.weights import MOST_ZEROS_BY_CHANCE
 from hf_cyclprune.secrets import redact
 
 _Argument = tuple[str, dict[str, Any]]
@@ -128,12 +131,18 @@ def _report(folder: str, as_json: bool) -> None:
 )
 def _pack(source: str, target: str, dtype: str | None) -> None:
     """Write a smaller copy of a model, with its sparse weights packed."""
+    check_writable("OUT", target)
     pack(source, target, None if dtype is None else getattr(torch, dtype))
     before, after = (
         sum(path.stat().st_size for path in Path(folder).glob("*.safetensors"))
         for folder in (source, target)
     )
     print(f"{before:,} bytes of weights -> {after:,} ({after / before:.1%})")
+    if max_sparsity(source) <= MOST_ZEROS_BY_CHANCE:
+        print(
+            "Nothing in this model is sparse: no weight has more than "
+            f"{MOST_ZEROS_BY_CHANCE:.0%} zeros. Prune it before you pack it."
+        )
     if dtype is not None:
         print(f"The weights were rounded to {dtype}: they are not those of the model in IN.")
 
@@ -144,6 +153,7 @@ def _pack(source: str, target: str, dtype: str | None) -> None:
 )
 def _unpack(source: str, target: str) -> None:
     """Write a packed model as an ordinary dense one."""
+    check_writable("OUT", target)
     unpack(source, target)
 
 
@@ -175,7 +185,7 @@ def _push(
     folder: str, repo_id: str, dense_run: str | None, private: bool, no_packed: bool, **options: Any
 ) -> None:
     """Push a pruned model to the Hub with the token of `hf auth login` or HF_TOKEN."""
-    check_repo_id(repo_id)
+    check_repo(repo_id)
     card = card_of_folder(folder, dense_run)
     try:
         url = push_folder(
@@ -197,6 +207,7 @@ def _plot(runs: list[str], output_dir: str) -> None:
     """Draw pictures of one run, or one that compares several."""
     from hf_cyclprune.pictures.plots import plot_runs  # its error names the extra
 
+    check_writable("output_dir", output_dir)
     for path in plot_runs(runs, output_dir):
         print(path)
 
@@ -206,6 +217,8 @@ def _demo(output_dir: str | None) -> None:
     """Prune a small BERT on a small task, without a network."""
     with _extra("demo"):
         from hf_cyclprune.demo.run import run_demo
+    if output_dir is not None:
+        check_writable("output_dir", output_dir)
     run_demo(output_dir)
 
 

@@ -94,3 +94,12 @@ def test_glue_without_its_packages_names_the_extra(monkeypatch, capsys):
         monkeypatch.delitem(sys.modules, name, raising=False)
     assert main(["glue", "--help"]) == 1
     assert "'evaluate' is not installed. Run `pip install" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["demo", "plot ."])
+def test_a_folder_that_cannot_be_written_to_is_refused_before_the_work(verb, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    out = tmp_path / "file" / "out"
+    assert main([*verb.split(), "--output_dir", str(out)]) == 1
+    line = f"output_dir must be a folder that can be written to; got '{out}': Not a directory."
+    assert line in capsys.readouterr().err

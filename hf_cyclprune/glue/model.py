@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -20,10 +19,10 @@ from transformers.utils import logging
 from hf_cyclprune.checks import reason_of
 from hf_cyclprune.glue.arguments import GlueArguments
 from hf_cyclprune.glue.tasks import GlueTask
+from hf_cyclprune.packing.weights import CONFIG_FAULTS
 
 _SHIFTED = ("roberta", "xlm-roberta", "camembert", "mpnet", "xlm-roberta-xl", "data2vec-text")
 _TOKENIZER = "a tokenizer"
-_FAULTS = (SafetensorError, StrictDataclassError)
 logger = logging.get_logger(__name__)
 
 
@@ -128,7 +127,7 @@ def _load(
     options |= {"cache_dir": glue.cache_dir, "revision": glue.model_revision}
     try:
         return cls.from_pretrained(name, trust_remote_code=False, **options)
-    except (OSError, ValueError, TypeError, AttributeError, *_FAULTS) as error:
+    except (SafetensorError, *CONFIG_FAULTS) as error:
         raise _refuse(argument, glue, what, reason_of(error)) from error
 
 

@@ -20,6 +20,7 @@ from hf_cyclprune.card.rendering import is_own_card, make_card
 from hf_cyclprune.config import CONFIG_NAME
 from hf_cyclprune.files import write_text
 from hf_cyclprune.hub.errors import HUB_ERRORS
+from hf_cyclprune.packing.errors import NothingToPackError
 from hf_cyclprune.packing.folder import pack_with
 from hf_cyclprune.packing.manifest import QUANT_METHOD, dense_files, read_config
 from hf_cyclprune.reporting.report import REPORT_NAME
@@ -98,21 +99,29 @@ def _size(files: Iterable[Path]) -> int:
 def add_extras(folder: Path, packed: bool = True) -> None:
     """Write `sparse/` and `pictures/` for the model and the run in `folder`, in place of old ones.
 
-    Without matplotlib there are no pictures.
+    Without matplotlib there are no pictures, and without a sparse weight no `sparse/`.
     """
     remove_extras(folder)
     if packed:
-        with tempfile.TemporaryDirectory(dir=folder, prefix=HIDDEN) as temporary:
-            new = Path(temporary) / SPARSE
-            names = {path.name for pattern in _READ_WITH_A_MODEL for path in folder.glob(pattern)}
-            pack_with(sorted(names), folder, new)
-            os.replace(new, folder / SPARSE)
+        _add_packed(folder)
     try:
         from hf_cyclprune.pictures.plots import save_pictures
     except ValueError as error:
         logger.info(f"The model card has no pictures: {error}")
         return
     save_pictures(folder, folder / PICTURES)
+
+
+def _add_packed(folder: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=HIDDEN) as temporary:
+        new = Path(temporary) / SPARSE
+        names = {path.name for pattern in _READ_WITH_A_MODEL for path in folder.glob(pattern)}
+        try:
+            pack_with(sorted(names), folder, new)
+        except NothingToPackError as error:
+            logger.info(f"There is no packed copy in {SPARSE}/. {error}")
+            return
+        os.replace(new, folder / SPARSE)
 
 
 def remove_extras(folder: Path) -> None:

@@ -3,12 +3,12 @@
 from dataclasses import replace
 from pathlib import Path
 
-from huggingface_hub import HfApi
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub import HfApi, get_token
+from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
 from hf_cyclprune.card.card import Card
-from hf_cyclprune.hub.errors import explained
+from hf_cyclprune.hub.errors import PushError, explain, explained
 from hf_cyclprune.hub.page import add_extras, write_card
 from hf_cyclprune.hub.remote import Branch, staged
 
@@ -29,10 +29,10 @@ def push_folder(
     account decide whether a new repository is private.
 
     Raises:
-        PushError: the Hub cannot be reached, rejects the push, or fails.
+        PushError: there is no token, or the Hub cannot be reached, rejects the push, or fails.
         ValueError: `repo_id` is not a valid name.
     """
-    check_repo_id(repo_id)
+    check_repo(repo_id)
     with explained(repo_id):  # a repository that cannot be written to is an error before the work
         url = HfApi().create_repo(repo_id, private=private, exist_ok=True)
         branch = Branch(url.repo_id, revision)
@@ -48,8 +48,13 @@ def push_folder(
     return str(url)
 
 
-def check_repo_id(repo_id: str) -> None:
-    """Raise a ValueError unless it can be the name of a repository."""
+def check_repo(repo_id: str) -> None:
+    """Check what a push needs before anything is read: a valid name, and a token.
+
+    Raises:
+        PushError: there is no token.
+        ValueError: it cannot be the name of a repository.
+    """
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
@@ -57,3 +62,5 @@ def check_repo_id(repo_id: str) -> None:
             f"REPO must be 'user/name' in letters, digits, '-', '_' and '.'; got {repo_id!r}. "
             "Choose another name."
         ) from error
+    if get_token() is None:
+        raise PushError(explain(repo_id, LocalTokenNotFoundError()))

@@ -1,4 +1,4 @@
-"""The error that every reader of packed files raises."""
+"""The errors of packing, and the one that every reader of packed files raises."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,6 +6,10 @@ from contextlib import contextmanager
 
 class PackedError(ValueError):
     """A packed file is damaged, belongs to another model or has a newer format."""
+
+
+class NothingToPackError(ValueError):
+    """Packing would shorten no weight of a model."""
 
 
 def check(is_right: bool, message: str) -> None:

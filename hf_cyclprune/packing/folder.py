@@ -16,7 +16,7 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_cyclprune.files import write_json
-from hf_cyclprune.packing.errors import as_packed_error
+from hf_cyclprune.packing.errors import NothingToPackError, as_packed_error
 from hf_cyclprune.packing.file import SUFFIX, find_dtype, pack_file, read_metadata, write_file
 from hf_cyclprune.packing.manifest import (
     CONFIG,
@@ -43,7 +43,7 @@ def pack(source: str | Path, target: str | Path, dtype: torch.dtype | None = Non
 
     Raises:
         ValueError: `source` holds no model that transformers knows, or one that is packed or
-            quantized already; or `target` holds files.
+            quantized already, or in which nothing is sparse; or `target` holds files.
     """
     pack_with(other_files(Path(source)), source, target, dtype)
 
@@ -64,6 +64,11 @@ def pack_with(
             shard = f"{_STEM}-{number:05d}-of-{len(files):05d}.safetensors"
             name = shard if len(files) > 1 else PACKED
             places |= dict.fromkeys(pack_file(file, folder / name, dtype), name)
+        if not any(name.endswith(SUFFIX) for name in places):
+            raise NothingToPackError(
+                f"The model in '{source}' cannot be packed: nothing in it is sparse, and no weight "
+                "would get shorter. Prune it first, or keep it as it is."
+            )
         weights = PACKED
         if len(files) > 1:
             weights = PACKED + INDEX
@@ -85,7 +90,7 @@ def save_packed(
     `dtype` is that of `pack`.
 
     Raises:
-        ValueError: `folder` holds files.
+        ValueError: `folder` holds files, or nothing in the model is sparse.
     """
     parent = Path(folder).absolute().parent
     parent.mkdir(parents=True, exist_ok=True)

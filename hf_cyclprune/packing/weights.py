@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
+from hf_cyclprune.checks import reason_of
 from hf_cyclprune.packing.blob import Head, decode, read_head
 from hf_cyclprune.packing.entropy import Bytes
 from hf_cyclprune.packing.file import SUFFIX, Entry, check_file, list_names, read_tensor, to_bytes
@@ -17,6 +19,9 @@ from hf_cyclprune.packing.manifest import Manifest, dense_files, list_files, rea
 
 NO_CODE: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
 """Options of every from_pretrained of a folder: no code from it runs, and nothing is asked."""
+
+CONFIG_FAULTS = (OSError, ValueError, LookupError, TypeError, AttributeError, StrictDataclassError)
+"""What transformers raises for a config.json with anything in it."""
 
 
 class DenseWeights:
@@ -81,6 +86,18 @@ class PackedWeights:
         return None if path is None else read_tensor(path, name + SUFFIX).numpy()
 
 
+def max_sparsity(folder: str | Path) -> float:
+    """Return the largest share of zeros in a matrix of the dense model in a folder.
+
+    Raises:
+        ValueError: The folder holds no dense model, or a damaged one.
+    """
+    weights = DenseWeights(Path(folder))
+    tensors = (weights.read(name) for name in weights.names)
+    shares = (1.0 - int(t.count_nonzero()) / t.numel() for t in tensors if t.ndim > 1 and t.numel())
+    return max(shares, default=0.0)
+
+
 def fingerprint(folder: str | Path) -> int:
     """Return the crc32 of a dense model's names and tensors, however it is sharded.
 
@@ -103,18 +120,18 @@ def read_model_config(folder: str | Path) -> PretrainedConfig:
     read_config(Path(folder))
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(folder, **NO_CODE)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().partition("\n")[0]
+    except CONFIG_FAULTS as error:
         raise ValueError(
             f"transformers does not know the model in '{folder}', and code from a folder is never "
-            f"run: {reason} Save the model with a class of transformers."
+            f"run: {reason_of(error)}. Save the model with a class of transformers."
         ) from error
     return config
 
 
 def model_class(config: PretrainedConfig) -> Any:
     """Return the class that saved a model, or AutoModel if it is not a class of transformers."""
-    for name in config.architectures or []:
+    names = config.architectures
+    for name in names if isinstance(names, list) else ():
         cls = getattr(transformers, str(name), None)
         if isinstance(cls, type) and issubclass(cls, PreTrainedModel):
             return cls

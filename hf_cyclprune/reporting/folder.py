@@ -13,9 +13,12 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from hf_cyclprune.checks import reason_of
 from hf_cyclprune.config import CONFIG_NAME, PruningConfig, load_config
 from hf_cyclprune.files import read_json
-from hf_cyclprune.packing.weights import NO_CODE, model_class, read_model_config
+from hf_cyclprune.packing.errors import PackedError
+from hf_cyclprune.packing.manifest import dense_files, is_packed, read_config
+from hf_cyclprune.packing.weights import CONFIG_FAULTS, NO_CODE, model_class, read_model_config
 from hf_cyclprune.reporting.metrics import evaluated, is_number
 from hf_cyclprune.reporting.numbers import percent
 from hf_cyclprune.reporting.report import (
@@ -177,11 +180,15 @@ def read_model(folder: str | Path) -> PreTrainedModel:
         ValueError: the folder holds no model, or a damaged one.
     """
     cls = model_class(read_model_config(folder))
+    if not is_packed(read_config(Path(folder)).get("quantization_config")):
+        dense_files(Path(folder))  # transformers would go on to a pickle
     try:
         model: PreTrainedModel = cls.from_pretrained(folder, **NO_CODE)
-    except (SafetensorError, RuntimeError) as error:  # torn, or not those of config.json
+    except PackedError:
+        raise
+    except (SafetensorError, RuntimeError, *CONFIG_FAULTS) as error:  # torn, or of another model
         raise ValueError(
-            f"The weights in '{folder}' are not those of the model in its config.json: {error}. "
-            "Save the model again."
+            f"The weights in '{folder}' are not those of the model in its config.json: "
+            f"{reason_of(error)}. Save the model again."
         ) from error
     return model

@@ -107,6 +107,14 @@ def test_the_page_is_whole_and_true(hub, push, tmp_path):
     assert len(hub.commits(REPO)) == 2, "the same again is no commit"
 
 
+def test_a_model_that_packing_does_not_shorten_is_pushed_without_a_packed_copy(
+    hub, push, folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("hf_cyclprune.packing.file.encode", lambda tensor: None)
+    push()
+    check_page(hub.files(REPO), tmp_path, has_packed=False)
+
+
 def test_flags_say_where_and_what(hub, push, runs, tmp_path):
     push("--revision", "side", "--no_packed", "--dense_run", runs / "dense")
     assert hub.files(REPO).keys() == {".gitattributes"}
@@ -240,13 +248,22 @@ def test_a_repository_that_is_not_ones_own_is_left_alone(hub, push, monkeypatch)
     assert "needs a valid token for the Hub: the Hub answered 401" in push(succeeds=False)
     monkeypatch.setenv("HF_TOKEN", STRANGER_TOKEN)
     assert "may not write to 'tester/pruned': the Hub answered 403" in push(succeeds=False)
-    monkeypatch.delenv("HF_TOKEN")
-    assert "Run `hf auth login`, or set HF_TOKEN." in push(succeeds=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert "while HF_HUB_OFFLINE is set" in push(succeeds=False)
     assert {*hub.storage.repositories} == {("model", "stranger/model"), ("model", REPO)}
     assert hub.files("stranger/model") == {"a.txt": b"a"}
     assert len(hub.commits(REPO)) == 1
+
+
+@pytest.mark.parametrize("is_offline", [False, True])
+def test_a_missing_token_is_said_first_of_all(hub, push, runs, monkeypatch, is_offline):
+    """Before a model is read, and without a network."""
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", is_offline)
+    hub.stop()
+    line = push(source=runs / "dense", succeeds=False)  # a folder that is refused too
+    assert "needs a valid token for the Hub: none was found. Run `hf auth login`" in line
+    assert hub.requests == []
 
 
 def write(name, text):

@@ -372,6 +372,58 @@ def test_the_verb_pack_says_that_another_dtype_changes_the_weights(made, tmp_pat
     assert load_packed(tmp_path / "p").dtype == torch.bfloat16
 
 
+def save_dense(folder, weight=None):
+    """Save a model whose weights have no zeros, or are all like `weight`, drawn with 32 bits."""
+    model = new_model()
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        bits = torch.randint(-(2**31), 2**31, parameter.shape, generator=generator)
+        drawn = bits.to(torch.int32).view(torch.float32)
+        parameter.data = torch.where(drawn == 0, 1.0, drawn) if weight is None else weight(drawn)
+    model.save_pretrained(folder)
+
+
+@pytest.mark.parametrize("work", [pack, save_packed])
+def test_a_model_without_a_weight_that_packing_shortens_is_refused(tmp_path, work):
+    save_dense(tmp_path / "dense")
+    source = (
+        tmp_path / "dense"
+        if work is pack
+        else BertForSequenceClassification.from_pretrained(tmp_path / "dense")
+    )
+    with pytest.raises(ValueError, match=r"cannot be packed: nothing in it is sparse.* Prune it"):
+        work(source, tmp_path / "out")
+    assert os.listdir(tmp_path) == ["dense"]
+
+
+def test_the_verb_pack_says_that_nothing_in_a_model_is_sparse(tmp_path, capsys):
+    dense, out = str(tmp_path / "dense"), str(tmp_path / "out")
+    save_dense(dense, weight=lambda drawn: torch.full_like(drawn, 0.1))
+    assert main(["pack", dense, out]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert "bytes of weights" in first
+    assert second.startswith("Nothing in this model is sparse: no weight has more than 5% zeros.")
+
+
+def test_the_verb_pack_says_no_such_thing_of_a_model_with_one_sparse_weight(tmp_path, capsys):
+    model = new_model()
+    for parameter in model.parameters():
+        parameter.data.fill_(0.1)
+    model.get_parameter(QUERY).data[:2] = 0
+    model.save_pretrained(tmp_path / "dense")
+    assert main(["pack", str(tmp_path / "dense"), str(tmp_path / "out")]) == 0
+    assert "Nothing" not in capsys.readouterr().out
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused(made, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    out = tmp_path / "file" / "out"
+    for argv in (["pack", str(made / "dense")], ["unpack", str(made / "packed")]):
+        assert main([*argv, str(out)]) == 1
+        line = f"OUT must be a folder that can be written to; got '{out}': Not a directory. Name"
+        assert line in capsys.readouterr().err
+
+
 def test_errors_of_the_verbs_are_one_line(made, packed, tmp_path, capsys):
     content = bytearray((packed / PACKED).read_bytes())
     content[-1] ^= 16  # blobs come last

@@ -1,6 +1,7 @@
 import json
 
 import pytest
+import torch
 
 from hf_cyclprune.reporting.folder import (
     distinct_names,
@@ -108,3 +109,47 @@ def test_a_report_of_another_model_is_an_error(tiny_bert, tmp_path):
     make_report().save(tmp_path)
     with pytest.raises(ValueError, match=r"not about the model there, .* 'x\.0\.attention.*Delete"):
         report_folder(tmp_path)
+
+
+@pytest.fixture
+def saved(tiny_bert, tmp_path):
+    tiny_bert().save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize("has_pickle", [False, True])
+def test_a_model_without_safetensors_is_refused_and_no_pickle_is_read(saved, has_pickle):
+    (saved / "model.safetensors").unlink()
+    if has_pickle:
+        torch.save({}, saved / "pytorch_model.bin")
+    rule = rf"^There is no model\.safetensors in '{saved}'\. Pass a folder with a model saved as "
+    with pytest.raises(ValueError, match=rule):
+        report_folder(saved)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"hidden_size": "wide"},
+        {"hidden_size": 17},
+        {"model_type": None},
+        {"model_type": "unheard_of"},
+        {"id2label": 5},
+        {"num_hidden_layers": -1.5},
+    ],
+)
+def test_a_config_of_no_model_is_one_sentence_with_the_folder_and_a_remedy(saved, entry):
+    config = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps(config | entry))
+    with pytest.raises(
+        ValueError, match=rf"'{saved}'.* Save the model (again|with a class)"
+    ) as caught:
+        report_folder(saved)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [None, 5, "BertModel", [5], ["NoSuchModel"]])
+def test_a_class_that_is_none_gives_way_to_that_of_the_type(saved, value):
+    config = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps(config | {"architectures": value}))
+    assert report_folder(saved).num_weights == 4096
