@@ -144,8 +144,8 @@ def _read_file(path: Path) -> dict[str, Any]:
         reason = f": {getattr(error, 'strerror', None) or ' '.join(str(error).split())}"
     if not isinstance(values, dict):
         raise ValueError(
-            f"FILE must hold names and values as JSON or YAML; got '{path}'{reason}. Write for "
-            "example task_name: sst2, in UTF-8."
+            f"FILE must hold names and values as JSON or YAML; got '{path}'{reason}. Name a "
+            "file in UTF-8 with lines such as task_name: sst2."
         )
     nothing = ("", "null", "~")
     return {str(name): None if value in nothing else value for name, value in values.items()}

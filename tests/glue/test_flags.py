@@ -151,8 +151,8 @@ def test_a_flag_overrides_the_file(write):
             ["missing.yaml"],
             "FILE must hold names and values as JSON or YAML; got 'missing.yaml': No",
         ),
-        (["missing.json"], "got 'missing.json': No such file or directory. Write for example"),
-        (["/"], "got '/': Is a directory. Write for example"),
+        (["missing.json"], "got 'missing.json': No such file or directory. Name a file"),
+        (["/"], "got '/': Is a directory. Name a file"),
         ([*NAMES, "--sparsity", "80%"], "sparsity must be a number; got '80%'. Write 0.8 for 80%."),
         ([*NAMES, "--sparsity=0,8"], "sparsity must be a number; got '0,8'. Write 0.8, with a po"),
         ([*NAMES, "--learning_rate", "fast"], "learning_rate must be a number; got 'fast'. Write"),
@@ -189,7 +189,7 @@ def test_what_is_wrong_in_a_file_is_named(write, text, message):
 def test_a_file_in_another_encoding_is_refused_with_the_reason(tmp_path):
     for name in ("run.yaml", "run.json"):
         (tmp_path / name).write_bytes('{"task_name": "sst2ä"}'.encode("latin-1"))
-        with pytest.raises(ValueError, match=r"FILE must .*'utf-8' codec can't decode .*Write"):
+        with pytest.raises(ValueError, match=r"FILE must .*'utf-8' codec can't decode .* Name a"):
             parse_flags([str(tmp_path / name)])
 
 
