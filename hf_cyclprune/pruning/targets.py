@@ -92,7 +92,8 @@ def _in_blocks(model: nn.Module, weights: dict[str, nn.Parameter]) -> dict[str, 
     if not stacks:
         raise ValueError(
             "The model must contain a stack of transformer blocks with Linear layers; got "
-            f"{type(model).__name__}, which has none. Name the weights to prune with targets=['<regular expression>']."
+            f"{type(model).__name__}, which has none. Name the weights to prune with "
+            "targets=['<regular expression>']."
         )
     layers = [m for stack in stacks for m in stack.modules() if is_linear(m)]
     linear = {id(layer.weight) for layer in layers}
