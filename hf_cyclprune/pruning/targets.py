@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_cyclprune.checks import check_expressions
+from hf_cyclprune.pruning.adapters import check_no_adapters
 from hf_cyclprune.pruning.blocks import find_block_weights, find_stacks, is_linear, warn_of_coverage
 
 
@@ -35,9 +36,10 @@ def find_targets(
         keep_frozen: take frozen weights too, to look at them.
 
     Raises:
-        ValueError: the model has no blocks, an expression is invalid or matches nothing, or
-            nothing is left to prune.
+        ValueError: the model has adapters, or no blocks; an expression is invalid or matches
+            nothing; or nothing is left to prune.
     """
+    check_no_adapters(model)
     weights = dict(_weights(model))
     found = _in_blocks(model, weights) if targets is None else _match("targets", targets, weights)
     if targets is None and not keep_frozen:
