@@ -5,7 +5,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from torch import nn
 from transformers import TrainerCallback
 from transformers import TrainerControl as Control
 from transformers import TrainerState as State
@@ -17,6 +16,7 @@ from hf_cyclprune.pruning.pruner import Pruner
 from hf_cyclprune.reporting.report import SparsityReport
 from hf_cyclprune.training.arguments import PruningArguments
 from hf_cyclprune.training.cycle_log import show_line
+from hf_cyclprune.training.describe import trained_module
 from hf_cyclprune.training.lr import restarts
 from hf_cyclprune.training.run import PruningRun
 
@@ -27,7 +27,7 @@ class PruningCallback(TrainerCallback):
     Used alone it cannot restart the learning rate, choose a best model that is at the target
     sparsity, or save masks with a checkpoint; `PruningTrainer` adds these. A checkpoint still
     resumes: the masks are rebuilt from the zeros, if their number is the one that the schedule
-    demands.
+    demands. SetFit's Trainer trains the body of its model: that is what is pruned there.
 
     When a cycle has ended, and after its evaluation, the console shows one line on it; not with
     `logging_strategy="no"`, nor where transformers shows errors only (`log_level="error"`).
@@ -64,9 +64,9 @@ class PruningCallback(TrainerCallback):
         """Masks and schedule in force, from the start of training on."""
         return self.run.pruner if self.run is not None else None
 
-    def report(self, model: nn.Module) -> SparsityReport | None:
+    def report(self, model: object) -> SparsityReport | None:
         """Count the zeros in the model now, and add the cycles so far; None without pruning."""
-        return self.run.report(model) if self.run is not None else None
+        return self.run.report(trained_module(model)) if self.run is not None else None
 
     def active_config(self, args: Args) -> PruningConfig | None:
         """Return the validated config in force; None if nothing is pruned.
@@ -117,7 +117,8 @@ class PruningCallback(TrainerCallback):
                 "lr_restarts=False.",
                 stacklevel=1,
             )
-        model, optimizer = kwargs["model"], kwargs.get("optimizer")
+        model = trained_module(kwargs["model"], kwargs.get("st_model"))
+        optimizer = kwargs.get("optimizer")
         self.run = PruningRun.start(config, model, args, state, self.resume_folder, optimizer)
         self.run.measure_reach(optimizer, kwargs.get("lr_scheduler"))
 

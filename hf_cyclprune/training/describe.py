@@ -40,6 +40,24 @@ def bare_model(trainer: Trainer) -> nn.Module:
     return cast(nn.Module, unwrap(trainer.model, keep_torch_compile=False))
 
 
+def trained_module(model: object, st_model: object = None) -> nn.Module:
+    """Return what a Trainer trains, from what it hands to its callbacks.
+
+    That is `model`. If it is no nn.Module, as in SetFit, which trains the body of its model, then
+    it is `st_model`, or else `model.model_body`.
+
+    Raises:
+        ValueError: none of them is an nn.Module.
+    """
+    for found in (model, st_model, getattr(model, "model_body", None)):
+        if isinstance(found, nn.Module):
+            return found
+    raise ValueError(
+        "The Trainer must give its callbacks a torch.nn.Module as model, or as st_model; got "
+        f"{type(model).__name__}. Use a Trainer that does."
+    )
+
+
 def find_model_id(model: Any) -> str | None:
     """Return the id on the Hub that a model was loaded from; None if it came from elsewhere."""
     name = str(getattr(getattr(model, "config", None), "_name_or_path", "") or "")

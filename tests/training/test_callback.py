@@ -1,8 +1,9 @@
 import warnings
+from functools import partial
 
 import pytest
 import torch
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
 from hf_cyclprune import (
     PruningArguments,
@@ -171,3 +172,38 @@ def test_a_dict_in_the_place_of_a_config_is_refused_with_what_to_write(make):
         make(0.8)
     with pytest.raises(ValueError, match=rf"^{name} must be a PruningConfig"):
         make({})
+
+
+class ClassifierOfABody:
+    """As SetFitModel: no module, but it holds one."""
+
+    def __init__(self, body):
+        self.model_body = body
+
+
+@pytest.mark.parametrize("has_st_model", [True, False])
+def test_a_trainer_that_wraps_its_model_is_pruned_inside_of_it(
+    tiny_bert, arguments, examples, has_st_model
+):
+    args = TrainingArguments(**arguments())
+    trainer = Trainer(model=tiny_bert(), args=args, train_dataset=examples)
+    handler = trainer.callback_handler
+    handler.model, stock = ClassifierOfABody(trainer.model), handler.call_event
+    if has_st_model:  # as the Trainer of SetFit does
+        handler.call_event = partial(stock, st_model=trainer.model)
+    callback = PruningCallback(CONFIG)
+    trainer.add_callback(callback)
+    trainer.train()
+    for model in (handler.model, trainer.model):
+        assert callback.report(model).is_at_target
+
+
+def test_a_trainer_without_a_module_is_refused():
+    callback = PruningCallback(CONFIG)
+    args, state = TrainingArguments("out", use_cpu=True), TrainerState(max_steps=4)
+    with pytest.raises(ValueError, match=r"nn\.Module.* got function"):
+        callback.on_train_begin(args, state, TrainerControl(), model=print_nothing)
+
+
+def print_nothing():
+    """Anything but a module."""
