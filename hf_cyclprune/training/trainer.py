@@ -27,6 +27,7 @@ from hf_cyclprune.training.publishing import FinalPush, Publisher, branch_of, re
 from hf_cyclprune.training.resume import check_all_loaded
 from hf_cyclprune.training.run import PruningRun
 from hf_cyclprune.training.saving import ModelSaver
+from hf_cyclprune.training.search import options_of_trial
 from hf_cyclprune.training.stopping import StopGate, left_masked
 
 
@@ -111,7 +112,7 @@ class PruningTrainer(Trainer):
             self.pruning_callback.join_pruning_trainer(resume_from_checkpoint)
         self._prepare_run()
         self.evaluations.forget()
-        with left_masked(self, lambda: self.pruning_run):
+        with left_masked(self, lambda: self.pruning_run), options_of_trial(self, *args, **kwargs):
             return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
