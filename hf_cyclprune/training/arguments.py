@@ -1,6 +1,7 @@
 """The pruning options as fields of TrainingArguments: they are flags and can be searched."""
 
 from dataclasses import dataclass
+from weakref import WeakSet
 
 from transformers import TrainingArguments
 
@@ -11,6 +12,9 @@ from hf_cyclprune.training.averaging import first_fixed_step
 from hf_cyclprune.training.lr import check_restartable, check_scheduler, check_warmup
 from hf_cyclprune.training.teacher import LAST_CYCLE, TeacherOptions
 
+READERS: WeakSet[object] = WeakSet()
+"""What will ask a Trainer's arguments what to prune, but has not met them yet."""
+
 
 @dataclass
 class PruningArguments(PruningConfig, TeacherOptions, TrainingArguments):
@@ -20,8 +24,12 @@ class PruningArguments(PruningConfig, TeacherOptions, TrainingArguments):
     model's zeros, as `method="hold"` does.
 
     Raises:
-        ValueError: as `PruningConfig`; also a pruning option without `sparsity` or n:m.
+        ValueError: as `PruningConfig`; also a pruning option without `sparsity` or n:m; when a
+            Trainer without a callback that prunes starts.
     """
+
+    _is_read = False
+    """Whether anything has asked for the config since the arguments were made."""
 
     def __post_init__(self) -> None:
         config = self.pruning_config()
@@ -31,7 +39,7 @@ class PruningArguments(PruningConfig, TeacherOptions, TrainingArguments):
                 f"teacher '{LAST_CYCLE}' must come with two cycles or more, which only a pruned "
                 "run has. Add for example sparsity=0.9 and num_cycles=4."
             )
-        TrainingArguments.__post_init__(self)  # type: ignore[no-untyped-call]
+        super(TeacherOptions, self).__post_init__()  # type: ignore[no-untyped-call]
         check_scheduler(self)
         if config is not None and config.restarts_lr:
             check_restartable(self.lr_scheduler_type)
@@ -41,6 +49,7 @@ class PruningArguments(PruningConfig, TeacherOptions, TrainingArguments):
                 first_fixed_step(schedule)
             if config.restarts_lr:
                 check_warmup(self.get_warmup_steps(schedule.cycle_length(0)), schedule)
+        self._is_read = False
 
     @property
     def is_pruning(self) -> bool:
@@ -52,6 +61,7 @@ class PruningArguments(PruningConfig, TeacherOptions, TrainingArguments):
     def pruning_config(self) -> PruningConfig | None:
         """The validated pruning options as they are now; None if nothing is pruned."""
         use_python_numbers_(self)
+        self._is_read = True
         options = config_to_dict(self)
         if self.is_pruning:
             return config_from_dict(options)
@@ -62,6 +72,20 @@ class PruningArguments(PruningConfig, TeacherOptions, TrainingArguments):
                 f"{options[changed[0]]!r} without. Add for example sparsity=0.9."
             )
         return None
+
+    def get_warmup_steps(self, num_training_steps: int) -> int:
+        """As in `TrainingArguments`. Every Trainer that makes a scheduler asks when it starts.
+
+        Raises:
+            ValueError: nothing has asked for the pruning options, and nothing is about to.
+        """
+        if self.is_pruning and not self._is_read and not READERS:
+            raise ValueError(
+                "PruningArguments must be given to what prunes; got "
+                f"sparsity={self.sparsity!r}, pattern={self.pattern!r}, but nothing in this "
+                "Trainer prunes. Use PruningTrainer, or add callbacks=[PruningCallback()]."
+            )
+        return int(super().get_warmup_steps(num_training_steps))
 
 
 _DEFAULTS = config_to_dict(PruningConfig(sparsity=0.0))

@@ -14,7 +14,7 @@ from hf_cyclprune.checks import check_instance
 from hf_cyclprune.config import PruningConfig
 from hf_cyclprune.pruning.pruner import Pruner
 from hf_cyclprune.reporting.report import SparsityReport
-from hf_cyclprune.training.arguments import PruningArguments
+from hf_cyclprune.training.arguments import READERS, PruningArguments
 from hf_cyclprune.training.cycle_log import show_line
 from hf_cyclprune.training.describe import trained_module
 from hf_cyclprune.training.lr import restarts
@@ -32,17 +32,22 @@ class PruningCallback(TrainerCallback):
     When a cycle has ended, and after its evaluation, the console shows one line on it; not with
     `logging_strategy="no"`, nor where transformers shows errors only (`log_level="error"`).
 
+    Several callbacks may prune different weights; the report and the card of a `PruningTrainer` are
+    about those of the first.
+
     Args:
         config: what to prune; None reads it from the Trainer's `PruningArguments`.
 
     Raises:
         ValueError: no config or two, `load_best_model_at_end`; at the start of training, a model
-            that has no blocks or holds NaN, more cycles than steps.
+            that has no blocks or holds NaN, more cycles than steps, two callbacks for one weight.
     """
 
     def __init__(self, config: PruningConfig | None = None) -> None:
         if config is not None:
             check_instance("config", config, PruningConfig, "sparsity=0.9")
+        if config is None:
+            READERS.add(self)
         self.config = config
         self.run: PruningRun | None = None
         """The run that prunes, from the start of training on; None if nothing is pruned."""
@@ -88,6 +93,7 @@ class PruningCallback(TrainerCallback):
         self._check_args(args)
 
     def _check_args(self, args: Args) -> PruningConfig | None:
+        READERS.discard(self)
         config = self.active_config(args)
         if config is None and not isinstance(args, PruningArguments):
             raise ValueError(
@@ -168,6 +174,10 @@ class PruningCallback(TrainerCallback):
         if "train_loss" in (kwargs.get("logs") or {}):  # the summary of the run: the line is first
             self._close_cycle(args, state)
 
+    def on_save(self, args: Args, state: State, control: Control, **kwargs: object) -> None:
+        if self.run is not None and not self.is_in_pruning_trainer:  # which checks all it saves
+            self.run.warn_if_unmasked()
+
     def on_train_end(self, args: Args, state: State, control: Control, **kwargs: object) -> None:
         if self.run is None:
             return
@@ -177,6 +187,8 @@ class PruningCallback(TrainerCallback):
         else:
             self.run.apply_average()
         self.run.warn_if_off_target(state)
+        if not self.is_in_pruning_trainer:
+            self.run.warn_if_unmasked()
         self.run.end()
 
 

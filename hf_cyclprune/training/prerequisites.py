@@ -1,9 +1,9 @@
 """What a pruning run needs of the Trainer, the training engine and the model."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from torch import Tensor
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerState, TrainingArguments
 from transformers.utils import logging
 
 from hf_cyclprune.config import PruningConfig
@@ -58,6 +58,22 @@ def check_engine(args: TrainingArguments, targets: Mapping[str, Tensor]) -> None
             "FSDP, DeepSpeed and tensor parallelism are not supported: they shard the weights, and "
             "pruning needs whole ones on every process. Train on one device."
         )
+
+
+def claim_weights(state: TrainerState, targets: Iterable[str]) -> None:
+    """Note in the state of a training, which all its callbacks see, that one prunes these weights.
+
+    Raises:
+        ValueError: another one prunes one of them too.
+    """
+    claimed: set[str] = vars(state).setdefault("_pruned_weights", set())
+    for name in targets:
+        if name in claimed:
+            raise ValueError(
+                f"A weight must not be pruned by two callbacks; got '{name}' twice. Drop one of "
+                "the callbacks, or divide the weights among them with targets= and ignore=."
+            )
+    claimed.update(targets)
 
 
 def warn_of_zeros(targets: Mapping[str, Tensor]) -> None:

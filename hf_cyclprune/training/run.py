@@ -18,7 +18,7 @@ from hf_cyclprune.reporting.numbers import percent
 from hf_cyclprune.reporting.report import CHECKED_PATTERNS, SparsityReport
 from hf_cyclprune.training.averaging import WeightAverage
 from hf_cyclprune.training.cycle_teacher import CycleTeacher
-from hf_cyclprune.training.prerequisites import check_engine, warn_of_zeros
+from hf_cyclprune.training.prerequisites import check_engine, claim_weights, warn_of_zeros
 from hf_cyclprune.training.reach import find_reach, warn_of_reach
 from hf_cyclprune.training.resume import (
     check_rebuildable,
@@ -60,6 +60,7 @@ class PruningRun:
         """
         targets = find_targets(model, config.targets, config.ignore)
         check_engine(args, targets)
+        claim_weights(state, targets)
         check_finite(targets)
         run = cls(config, config.build_pruner(targets, state.max_steps, optimizer))
         if config.ema_decay is not None:
@@ -213,8 +214,8 @@ class PruningRun:
         name = self.pruner.policy.find_unmasked()
         if name is not None:
             warnings.warn(
-                f"The model is saved with non-zero values where '{name}' is pruned: something "
-                "changed the weights after the optimizer's step. Change them before it, or call "
-                "trainer.pruner.apply_masks_().",
+                f"The model has non-zero values where '{name}' is pruned, and so has what is "
+                "saved: something changed the weights after the optimizer's step. Change them "
+                "before it, or call apply_masks_() of the Trainer's or the callback's pruner.",
                 stacklevel=2,
             )

@@ -3,12 +3,13 @@ from functools import partial
 
 import pytest
 import torch
-from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_cyclprune import (
     PruningArguments,
     PruningCallback,
     PruningConfig,
+    PruningTrainer,
     get_restarting_scheduler,
 )
 from hf_cyclprune.training.callback import with_callback
@@ -207,3 +208,95 @@ def test_a_trainer_without_a_module_is_refused():
 
 def print_nothing():
     """Anything but a module."""
+
+
+class Shakes(TrainerCallback):
+    """Changes every weight after a step, as a moving average that is kept by hand may."""
+
+    def __init__(self, event, step):
+        self.event, self.step = event, step
+        setattr(self, event, self.shake)
+
+    def shake(self, args, state, control, *, model, **kwargs):
+        if state.global_step == self.step:
+            with torch.no_grad():
+                for weight in model.parameters():
+                    weight.add_(1e-3)
+
+
+@pytest.mark.parametrize("order", [slice(None), slice(None, None, -1)], ids=["before", "after"])
+def test_it_warns_if_a_checkpoint_has_values_where_weights_are_pruned(train, order):
+    callbacks = [Shakes("on_step_end", 8), PruningCallback(CONFIG)][order]
+    args = {"save_strategy": "steps", "save_steps": 4, "max_steps": 9}
+    with pytest.warns(UserWarning, match=r"non-zero values where '.*query.*' is pruned") as seen:
+        train(Trainer, args=args, callbacks=callbacks)
+    assert sum("non-zero" in str(w.message) for w in seen) == 1
+
+
+def test_it_warns_if_training_ends_with_values_where_weights_are_pruned(train):
+    callbacks = [PruningCallback(CONFIG), Shakes("on_step_end", 8)]
+    with pytest.warns(UserWarning, match=r"non-zero values where '.*query.*' is pruned"):
+        train(Trainer, args={"max_steps": 8}, callbacks=callbacks)
+
+
+def test_a_change_that_the_next_step_undoes_before_a_save_is_no_warning(train):
+    args = {"save_strategy": "steps", "save_steps": 4, "max_steps": 8}
+    train(Trainer, args=args, callbacks=[Shakes("on_step_end", 6), PruningCallback(CONFIG)])
+
+
+SECOND = PruningConfig(pattern="2:4", num_cycles=1, targets=["value"])
+
+
+@pytest.mark.parametrize("cls", [Trainer, PruningTrainer])
+@pytest.mark.parametrize("second", [PruningConfig(sparsity=0.5, lr_restarts=False), SECOND])
+def test_two_callbacks_that_prune_the_same_weight_are_refused(train, cls, second):
+    with pytest.raises(ValueError, match=r"pruned by two callbacks.*'.*(query|value).*'.*ignore="):
+        train(cls, callbacks=[PruningCallback(CONFIG), PruningCallback(second)])
+
+
+def test_two_callbacks_can_prune_different_weights_in_one_training_after_another(train):
+    first = PruningConfig(sparsity=0.8, num_cycles=1, ignore=["value"])
+    callbacks = [PruningCallback(first), PruningCallback(SECOND)]
+    trainer = train(Trainer, args={"max_steps": 8}, callbacks=callbacks)
+    trainer.train()
+    for callback in callbacks:
+        assert callback.report(trainer.model).is_at_target
+
+
+def test_a_callback_of_a_training_that_broke_off_does_not_own_its_weights(train, tiny_bert):
+    class Breaks(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            raise ConnectionAbortedError
+
+    model, first = tiny_bert(), PruningCallback(CONFIG)
+    with pytest.raises(ConnectionAbortedError):
+        train(Trainer, model=model, callbacks=[first, Breaks()])
+    train(Trainer, args={"max_steps": 8}, model=model, callbacks=[PruningCallback(CONFIG)])
+
+
+def test_training_arguments_that_prune_need_something_that_reads_them(train):
+    with pytest.raises(ValueError, match=r"nothing .*prunes.*PruningTrainer.*PruningCallback\(\)"):
+        train(Trainer, args={"sparsity": 0.8}, args_cls=PruningArguments)
+    train(Trainer, args={"max_steps": 2}, args_cls=PruningArguments)  # they do not prune
+
+
+def test_a_callback_that_is_added_later_reads_the_training_arguments(
+    tiny_bert, arguments, examples
+):
+    args = PruningArguments(**arguments(sparsity=0.8, max_steps=8, lr_restarts=False))
+    trainer = Trainer(model=tiny_bert(), args=args, train_dataset=examples)
+    callback = PruningCallback()
+    trainer.add_callback(callback)
+    trainer.train()
+    trainer.train()
+    assert callback.report(trainer.model).is_at_target
+    args = PruningArguments(**arguments(sparsity=0.8))
+    other = Trainer(model=tiny_bert(), args=args, train_dataset=examples)
+    with pytest.raises(ValueError, match="prunes"):  # the callback is not this Trainer's
+        other.train()
+
+
+def test_a_loop_of_ones_own_can_read_the_training_arguments(arguments):
+    args = PruningArguments(**arguments(sparsity=0.8, warmup_steps=0.1))
+    config = args.pruning_config()
+    assert args.get_warmup_steps(config.build_schedule(40).cycle_length(0)) == 1
