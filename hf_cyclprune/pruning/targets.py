@@ -145,16 +145,21 @@ def find_sparsity(targets: Mapping[str, Tensor]) -> float:
     return num_zeros / sum(weight.numel() for weight in targets.values())
 
 
-def check_finite(targets: dict[str, nn.Parameter]) -> None:
+def check_finite(targets: Mapping[str, Tensor]) -> None:
     """Raise for a weight that holds NaN or infinity: its scores would mean nothing.
 
     Raises:
         ValueError: names the first such weight.
     """
+    name = find_not_finite(targets)
+    if name is not None:
+        raise ValueError(
+            f"The target weight '{name}' holds NaN or infinity. Load a healthy checkpoint, or "
+            "leave this weight out with ignore=."
+        )
+
+
+def find_not_finite(targets: Mapping[str, Tensor]) -> str | None:
+    """Return the name of the first weight that holds NaN or infinity; None if none does."""
     is_finite = torch.stack([weight.detach().isfinite().all() for weight in targets.values()])
-    for name, ok in zip(targets, is_finite.tolist(), strict=True):
-        if not ok:
-            raise ValueError(
-                f"The target weight '{name}' holds NaN or infinity. Load a healthy checkpoint, or "
-                "leave this weight out with ignore=."
-            )
+    return next((n for n, ok in zip(targets, is_finite.tolist(), strict=True) if not ok), None)

@@ -17,6 +17,7 @@ from hf_cyclprune.reporting.report import SparsityReport
 from hf_cyclprune.training.arguments import READERS, PruningArguments
 from hf_cyclprune.training.cycle_log import show_line
 from hf_cyclprune.training.describe import trained_module
+from hf_cyclprune.training.health import check_weights, warn_of_unfrozen
 from hf_cyclprune.training.lr import restarts
 from hf_cyclprune.training.run import PruningRun
 
@@ -137,8 +138,10 @@ class PruningCallback(TrainerCallback):
     def on_optimizer_step(
         self, args: Args, state: State, control: Control, **kwargs: object
     ) -> None:
-        if self.run is not None:
-            self._is_cycle_open |= self.run.step(state.global_step + 1)  # not counted yet
+        t = state.global_step + 1  # not counted yet
+        if self.run is not None and self.run.step(t):
+            self._is_cycle_open = True
+            check_weights(self.run, state, t)
 
     def on_step_end(self, args: Args, state: State, control: Control, **kwargs: object) -> Control:
         if self.run is not None and self.run.pruner.schedule.is_cycle_end(state.global_step):
@@ -152,7 +155,10 @@ class PruningCallback(TrainerCallback):
         return control
 
     def on_evaluate(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
-        if self.run is not None and self._is_cycle_open:
+        if self.run is None:
+            return
+        check_weights(self.run, state, state.global_step)
+        if self._is_cycle_open:
             self.run.history.observe_evaluation(state.global_step, kwargs.get("metrics") or {})
 
     def on_step_begin(self, args: Args, state: State, control: Control, **kwargs: object) -> None:
@@ -178,7 +184,7 @@ class PruningCallback(TrainerCallback):
         if self.run is not None and not self.is_in_pruning_trainer:  # which checks all it saves
             self.run.warn_if_unmasked()
 
-    def on_train_end(self, args: Args, state: State, control: Control, **kwargs: object) -> None:
+    def on_train_end(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         if self.run is None:
             return
         self._close_cycle(args, state)
@@ -186,6 +192,8 @@ class PruningCallback(TrainerCallback):
             self.run.take_masks_of(Path(state.best_model_checkpoint))
         else:
             self.run.apply_average()
+        check_weights(self.run, state, state.global_step)
+        warn_of_unfrozen(self.run, trained_module(kwargs["model"], kwargs.get("st_model")))
         self.run.warn_if_off_target(state)
         if not self.is_in_pruning_trainer:
             self.run.warn_if_unmasked()
