@@ -23,7 +23,8 @@ def options_of_trial(trainer: Trainer, trial: Any = None, *_: Any, **__: Any) ->
         trial: None, optuna's, or the values themselves.
     """
     args = trainer.args
-    if trial is None or not isinstance(args, PruningArguments):
+    is_search = trial is not None and trainer.hp_search_backend is not None
+    if not is_search or not isinstance(args, PruningArguments):
         yield
         return
     given = {name: getattr(args, name) for name in _OWN}

@@ -47,6 +47,31 @@ def test_weights_that_are_not_finite_end_a_run_that_holds_its_zeros(train, tiny_
         train(PruningTrainer, model=model, pruning_config=PruningConfig(method="hold"), **options)
 
 
+class SkipsOverflow(torch.optim.SGD):
+    """As a GradScaler: takes no step with gradients that are not finite."""
+
+    def step(self, closure=None):
+        weights = [weight for group in self.param_groups for weight in group["params"]]
+        if all(weight.grad is None or weight.grad.isfinite().all() for weight in weights):
+            super().step(closure)
+
+
+class Overflows(TrainerCallback):
+    """Makes the gradients of the first steps infinite, as fp16 does with a scale too large."""
+
+    def on_pre_optimizer_step(self, args, state, control, *, model, **kwargs):
+        if state.global_step < 3:
+            model.bert.encoder.layer[0].output.dense.weight.grad.fill_(float("inf"))
+
+
+def test_steps_that_are_skipped_for_an_overflow_are_no_error(train, tiny_bert):
+    model, config = tiny_bert(), PruningConfig(sparsity=0.8, num_cycles=4)
+    optimizers = (SkipsOverflow(model.parameters(), lr=0.1), None)
+    options = {"model": model, "optimizers": optimizers, "callbacks": [Overflows()]}
+    trainer = train(PruningTrainer, args={"max_steps": 8}, pruning_config=config, **options)
+    assert trainer.sparsity_report().is_at_target
+
+
 @pytest.mark.parametrize("case", ["fp16 weights", "lr 1e30"])
 def test_a_run_that_diverges_ends_with_an_error(train, tiny_bert, case):
     model = tiny_bert().half() if case == "fp16 weights" else tiny_bert()

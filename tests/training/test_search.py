@@ -87,3 +87,12 @@ def test_a_second_search_begins_with_what_was_set_after_the_first(search, exampl
         hp_space=lambda trial: {}, n_trials=1, backend="optuna", direction="minimize"
     )
     assert trainer.pruner.schedule.sparsity == 0.7
+
+
+def test_a_trial_outside_of_a_search_changes_nothing(tiny_bert, arguments, examples):
+    args = PruningArguments(**arguments(sparsity=0.5, max_steps=4))
+    trainer = PruningTrainer(
+        model_init=lambda trial: tiny_bert(), args=args, train_dataset=examples
+    )
+    trainer.train(trial=optuna.trial.FixedTrial({"sparsity": 0.8}))
+    assert trainer.pruner.schedule.sparsity == 0.5
