@@ -1,5 +1,4 @@
 import warnings
-from functools import partial
 
 import pytest
 import torch
@@ -188,14 +187,21 @@ def test_a_trainer_that_wraps_its_model_is_pruned_inside_of_it(
 ):
     args = TrainingArguments(**arguments())
     trainer = Trainer(model=tiny_bert(), args=args, train_dataset=examples)
-    handler = trainer.callback_handler
-    handler.model, stock = ClassifierOfABody(trainer.model), handler.call_event
-    if has_st_model:  # as the Trainer of SetFit does
-        handler.call_event = partial(stock, st_model=trainer.model)
+    handler, body = trainer.callback_handler, trainer.model
+    wrapped, stock = ClassifierOfABody(body), handler.call_event
+    seen = []
+
+    def call_event(*event, **others):  # as the Trainer of SetFit does, with both or with one
+        handler.model = wrapped
+        seen.append(event[0])
+        return stock(*event, **others, **({"st_model": body} if has_st_model else {}))
+
+    handler.call_event = call_event
     callback = PruningCallback(CONFIG)
     trainer.add_callback(callback)
     trainer.train()
-    for model in (handler.model, trainer.model):
+    assert "on_train_begin" in seen
+    for model in (wrapped, body):
         assert callback.report(model).is_at_target
 
 
