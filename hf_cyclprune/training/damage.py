@@ -8,11 +8,13 @@ import shutil
 import warnings
 import zipfile
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from transformers import TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_cyclprune.packing.manifest import INDEX, list_files
 from hf_cyclprune.reporting.folder import list_checkpoints
@@ -39,6 +41,12 @@ def newest_checkpoint(
         if _state_problem(path) is not None:
             interrupted.append(path)
     return None
+
+
+def checkpoint_folder(trainer: Any, trial: Any) -> Path:
+    """Return the folder of the checkpoint that a Trainer saves after its last optimizer step."""
+    name = f"{PREFIX_CHECKPOINT_DIR}-{trainer.state.global_step}"
+    return Path(trainer._get_output_dir(trial=trial)) / name
 
 
 def checkpoint_to_resume(args: TrainingArguments, wanted: str | bool | None) -> str | bool | None:

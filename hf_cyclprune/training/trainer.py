@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import Tensor, nn
 from transformers import Trainer
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_cyclprune.card.card import Card
 from hf_cyclprune.config import PruningConfig
@@ -17,7 +16,7 @@ from hf_cyclprune.reporting.report import SparsityReport
 from hf_cyclprune.secrets import hide_token
 from hf_cyclprune.training import upstream
 from hf_cyclprune.training.callback import PruningCallback, find_callback, with_callback
-from hf_cyclprune.training.damage import checkpoint_to_resume
+from hf_cyclprune.training.damage import checkpoint_folder, checkpoint_to_resume
 from hf_cyclprune.training.describe import bare_model
 from hf_cyclprune.training.distillation import Distillation
 from hf_cyclprune.training.evaluations import Evaluations
@@ -34,15 +33,12 @@ from hf_cyclprune.training.stopping import StopGate, left_masked
 class PruningTrainer(Trainer):
     """A drop-in replacement for `Trainer` that prunes in cycles while it trains.
 
-    What to prune comes from `pruning_config=`, or from `PruningArguments`; with neither it trains
-    as `Trainer` does. While it prunes, the learning rate runs its whole schedule once in every
-    cycle; log entries hold the sparsity and the cycle, counted from 1; only evaluations at the
-    target sparsity count for the best model and for early stopping, and an early stop waits for the
-    end of a cycle; checkpoints hold the masks and resume bit for bit (CPU, fp32, one process),
-    `True` skipping damaged ones; every push carries the report and a card of its weights.
-
-    A `teacher`, a model or where to load one, gives a part of the loss: see `PruningArguments`. A
-    callback with a method `on_loss(loss)` receives the loss of every micro-batch.
+    What to prune comes from `pruning_config=` or `PruningArguments`; with neither it trains as
+    `Trainer` does. While it prunes, the learning rate runs its whole schedule in every cycle; log
+    entries hold sparsity and cycle; only evaluations at the target sparsity count for the best
+    model and early stopping, which waits for the end of a cycle; checkpoints hold the masks and
+    resume bit for bit (CPU, fp32, one process); pushes carry the report and a card. A `teacher`, a
+    model or its place, gives a part of the loss. A callback's `on_loss(loss)` sees every batch's.
 
     Raises:
         ValueError: a config or teacher given twice, a teacher or a schedule that does not fit.
@@ -153,8 +149,7 @@ class PruningTrainer(Trainer):
         return not self.stop_gate.is_off_target and super()._determine_best_metric(metrics, trial)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        folder = Path(self._get_output_dir(trial=trial)) / name
+        folder = checkpoint_folder(self, trial)
         self.stop_gate.is_preempted |= upstream.is_preempted(folder)
         if self.args.should_save:
             upstream.forget_state(folder)
@@ -220,8 +215,7 @@ class PruningTrainer(Trainer):
         Args:
             metrics: of the model now; None takes those of its last evaluation.
             dense_run: the output_dir of a dense run to compare with, in this card and later ones.
-            dataset_metadata: "config" and "split" of the dataset of the evaluation.
-            push: passed on by `push_to_hub`, which calls this before it uploads.
+            dataset_metadata: "config" and "split" of the data of the evaluation.
         """
         if self.pruning_run is None:
             super().create_model_card(*args, **kwargs)
