@@ -206,8 +206,8 @@ def _check_not_needed(names: Iterable[str], model: PreTrainedModel) -> None:
         if place in expected:
             raise PackedError(
                 f"'{name}' is packed, and transformers {transformers.__version__} merges it with "
-                "other tensors before it can be decoded. Install transformers 5.8 or newer, or use "
-                "hf_cyclprune.load_packed(folder)."
+                "other tensors before it can be decoded. Use hf_cyclprune.load_packed(folder), or "
+                "transformers 5.8 or newer if this one is older."
             )
 
 

@@ -45,10 +45,10 @@ class PruningCallback(TrainerCallback):
     """
 
     def __init__(self, config: PruningConfig | None = None) -> None:
-        if config is not None:
-            check_instance("config", config, PruningConfig, "sparsity=0.9")
         if config is None:
             READERS.add(self)
+        else:
+            check_instance("config", config, PruningConfig, "sparsity=0.9")
         self.config = config
         self.run: PruningRun | None = None
         """The run that prunes, from the start of training on; None if nothing is pruned."""

@@ -6,7 +6,6 @@
 import copy
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_model, save_model
 from torch import nn
 
@@ -24,13 +23,10 @@ class CycleTeacher:
         self.model: nn.Module | None = None
         """None in the first cycle."""
 
-    @torch.no_grad()
-    def take(self) -> None:
-        """Copy the model as it is now."""
-        if self.model is None:
-            self.model = copy.deepcopy(self._student).requires_grad_(False)
-        self.model.load_state_dict(self._student.state_dict())
-        self.model.eval()
+    def take(self) -> nn.Module:
+        """Copy the model as it is now; return the copy."""
+        self.model = copy.deepcopy(self._student).requires_grad_(False)
+        return self.model
 
     def save(self, folder: Path) -> None:
         """Write the copy into a checkpoint, if there is one."""
@@ -53,6 +49,5 @@ class CycleTeacher:
                 f"checkpoint has no {CYCLE_TEACHER_NAME}. Resume from one that a run with this "
                 "teacher saved, with PruningTrainer, or begin a new run."
             )
-        self.take()
-        assert self.model is not None
-        load_model(self.model, path, device=str(next(self.model.parameters()).device))
+        model = self.take()
+        load_model(model, path, device=str(next(model.parameters()).device))

@@ -8,16 +8,9 @@ import transformers
 from transformers import AutoModel
 
 from hf_cyclprune import PruningConfig, SparsityReport, find_targets, prune_
+from tests.packing import models
 
-SIZES = {
-    "vocab_size": 40,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "max_position_embeddings": 16,
-    "pad_token_id": 0,
-}
+SIZES = {**models.SIZES, "pad_token_id": 0}
 XLNET = {"vocab_size": 40, "d_model": 16, "n_layer": 2, "n_head": 2, "d_inner": 32}
 MIXTRAL = {**SIZES, "num_key_value_heads": 2, "num_local_experts": 4}
 GPT2 = {"vocab_size": 40, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 16}
