@@ -20,6 +20,7 @@ import sys
 import sysconfig
 import zlib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from datasets import ClassLabel, Dataset, Features, Value
@@ -58,6 +59,7 @@ def is_held_out(module: str) -> bool:
     return zlib.crc32(module.encode()) % 4 == 2
 
 
+@cache
 def load_sentences() -> dict[str, list[str]]:
     """Return the sentences of every top-level module, in a fixed order and each of them once.
 

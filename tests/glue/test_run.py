@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -208,11 +207,25 @@ def test_limits_pad_and_cache(flags, tmp_path):
     assert (values["train_samples"], values["eval_samples"]) == (8, 5)
 
 
-RESUMED = ("--max_steps", 400, "--save_steps", 25, "--save_total_limit", 1, "--sparsity", 0.8)
+RESUMED = ("--max_steps", 40, "--save_steps", 16, "--save_total_limit", 1, "--sparsity", 0.8)
+KILLED = """
+import os, signal, sys
+from transformers import Trainer, TrainerCallback
+from hf_cyclprune.cli import main
 
+class Kill(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 21:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-def command(argv):
-    return [sys.executable, "-m", "hf_cyclprune.cli", "glue", *argv]
+begin = Trainer.train
+def train(self, *args, **kwargs):
+    self.add_callback(Kill())
+    return begin(self, *args, **kwargs)
+
+Trainer.train = train
+main(["glue", *sys.argv[1:]])
+"""
 
 
 def test_a_killed_run_goes_on_to_the_same_results(flags, tmp_path):
@@ -221,15 +234,10 @@ def test_a_killed_run_goes_on_to_the_same_results(flags, tmp_path):
     assert main(["glue", *flags("stsb", *RESUMED, "--output_dir", whole)]) == 0
     argv = flags("stsb", *RESUMED, "--output_dir", killed, "--resume_from_checkpoint", "True")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command(argv), env=environment, stderr=subprocess.DEVNULL)
-    try:
-        while not list(killed.glob("checkpoint-*/trainer_state.json")):
-            assert process.poll() is None, "ended before its first checkpoint"
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-    finally:
-        process.kill()
-        process.wait()
+    command = [sys.executable, "-c", KILLED, *argv]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert (killed / "checkpoint-16" / "trainer_state.json").is_file()
     assert not (killed / "all_results.json").exists(), "it was stopped in the middle"
     assert main(["glue", *argv]) == 0
     assert results(killed) == results(whole)

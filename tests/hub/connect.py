@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import huggingface_hub
 import pytest
 import transformers
-from huggingface_hub import constants, hf_api
+from huggingface_hub import constants, file_download, hf_api
 from huggingface_hub.utils import _http
 
 from tests.hub.server import WRITE_TOKEN, HubServer
@@ -36,5 +36,7 @@ def connect(
         for name in ("create_repo", "upload_folder"):
             if hasattr(module, name):  # made at import, for the endpoint of then
                 patch.setattr(module, name, getattr(api, name))
-    patch.setattr(_http, "time", SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None}))
+    hasty = SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None})
+    for module in (_http, file_download):
+        patch.setattr(module, "time", hasty)
     huggingface_hub.close_session()

@@ -267,7 +267,9 @@ def test_a_request_body_may_come_in_chunks(hub, client):
     assert request.body == b'{"content": "no metadata", "repoType": "model"}'
 
 
-def test_the_tiny_bert_loads_with_a_new_classifier_and_its_tokenizer(client):
+def test_the_tiny_bert_and_glue_load_from_the_hub_and_from_a_folder(client, tmp_path):
+    pytest.importorskip("datasets", reason="the extra glue is not installed")
+    write_tiny_glue(tmp_path / "glue")
     code = """
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
     load = AutoModelForSequenceClassification.from_pretrained
@@ -277,51 +279,44 @@ def test_the_tiny_bert_loads_with_a_new_classifier_and_its_tokenizer(client):
     model.push_to_hub("classifier", private=True)
     tokenizer.push_to_hub("classifier")
     load("tester/classifier")
-    print(json.dumps({
-        "missing": sorted(loaded["missing_keys"]),
-        "shape": list(model(**ids).logits.shape),
-        "tokens": tokenizer.tokenize("The happy cat sees a zebra."),
-    }))
-    """
-    with HubServer(lfs_threshold=5000) as hub:
-        add_tiny_bert(hub)
-        hub.add_alias("bert-base-uncased", "google-bert/bert-base-uncased")
-        seen = client(hub, code)
-        assert seen["missing"] == ["classifier.bias", "classifier.weight"]
-        assert seen["shape"] == [1, 3]
-        assert seen["tokens"][:6] == ["the", "happy", "cat", "sees", "a", "z"]
-        assert "[UNK]" not in seen["tokens"]
-        assert {"model.safetensors", "tokenizer.json"} <= set(hub.files("tester/classifier"))
-
-
-def test_the_tiny_glue_loads_from_the_hub_and_from_a_folder(hub, client, tmp_path):
-    pytest.importorskip("datasets", reason="the extra glue is not installed")
-    add_tiny_glue(hub)
-    write_tiny_glue(tmp_path / "glue")
-    code = """
     from datasets import load_dataset
     from hf_cyclprune.glue.data import load_task
     from hf_cyclprune.glue.tasks import TASKS
-    seen = {}
+    tasks = {}
     for name in TASKS:
         splits = load_dataset("nyu-mll/glue", name)
         kinds = ("train", "validation", "test")
         local, remote = load_task(TASKS[name], kinds, "glue"), load_task(TASKS[name], kinds)
-        seen[name] = {
+        tasks[name] = {
             "splits": {split: data["label"][:] for split, data in splits.items()},
             "columns": splits["train"].column_names,
             "labels": getattr(splits["train"].features["label"], "names", None),
             "same": all(list(local[s]) == list(remote[s]) for s in splits),
         }
-    print(json.dumps(seen))
+    print(json.dumps({
+        "missing": sorted(loaded["missing_keys"]),
+        "shape": list(model(**ids).logits.shape),
+        "tokens": tokenizer.tokenize("The happy cat sees a zebra."),
+        "tasks": tasks,
+    }))
     """
-    seen = client(hub, code, PYTHONPATH=str(ROOT))
+    with HubServer(lfs_threshold=5000) as hub:
+        add_tiny_bert(hub)
+        add_tiny_glue(hub)
+        hub.add_alias("bert-base-uncased", "google-bert/bert-base-uncased")
+        seen = client(hub, code, PYTHONPATH=str(ROOT))
+        assert {"model.safetensors", "tokenizer.json"} <= set(hub.files("tester/classifier"))
+    assert seen["missing"] == ["classifier.bias", "classifier.weight"]
+    assert seen["shape"] == [1, 3]
+    assert seen["tokens"][:6] == ["the", "happy", "cat", "sees", "a", "z"]
+    assert "[UNK]" not in seen["tokens"]
     for name, task in TASKS.items():
-        splits = seen[name]["splits"]
+        found = seen["tasks"][name]
+        splits = found["splits"]
         assert set(splits) == {"train", *task.validation_splits, *task.test_splits}
         num_labels = 6 if task.is_regression else len(task.labels)
         assert splits["train"] == [row % num_labels for row in range(8)]
         assert all(set(splits[split]) == {-1} for split in task.test_splits)
-        assert seen[name]["columns"] == [*task.columns, "label", "idx"]
-        assert seen[name]["labels"] == (None if task.is_regression else list(task.labels))
-        assert seen[name]["same"], name
+        assert found["columns"] == [*task.columns, "label", "idx"]
+        assert found["labels"] == (None if task.is_regression else list(task.labels))
+        assert found["same"], name
