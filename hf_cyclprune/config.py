@@ -19,6 +19,7 @@ from hf_cyclprune.checks import (
     check_known,
     use_python_numbers_,
 )
+from hf_cyclprune.engines.shards import Shards
 from hf_cyclprune.files import read_json, write_json
 from hf_cyclprune.methods import METHODS, Plan
 from hf_cyclprune.options import PruningOptions
@@ -69,7 +70,7 @@ class PruningConfig(PruningOptions):
         check_known("method", self.method, METHODS)
         check_expressions("targets", self.targets)
         check_expressions("ignore", self.ignore)
-        for name in ("eval_cycle_ends", "save_cycle_ends", "fix_loss_scaling"):
+        for name in ("reset_momentum", "eval_cycle_ends", "save_cycle_ends", "fix_loss_scaling"):
             check_flag(name, getattr(self, name))
         check_integer("pruning_seed", self.pruning_seed)
         if self.ema_decay is not None:
@@ -159,7 +160,9 @@ class PruningConfig(PruningOptions):
         Raises:
             ValueError: more cycles than steps; n:m that does not fit a weight; no zeros to keep.
         """
-        zeros = find_sparsity(targets) if self.target_sparsity is None else 0.0
+        zeros = 0.0
+        if self.target_sparsity is None:
+            zeros = find_sparsity(Shards(targets, optimizer))
         schedule = self.build_schedule(total_steps, zeros)
         pruner = Pruner(
             targets,
@@ -207,7 +210,8 @@ class PruningConfig(PruningOptions):
                 plan.protect_ratio,
             )
         policy = PRUNED_WEIGHTS[plan.pruned_weights]
-        return Recovery(policy, plan.pruned_decay, plan.flow_ratio, regrowth)
+        rates = (plan.pruned_decay, plan.flow_ratio)
+        return Recovery(policy, *rates, regrowth, self.reset_momentum)
 
 
 def field_names() -> list[str]:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from hf_cyclprune.checks import check_instance
 from hf_cyclprune.config import PruningConfig
+from hf_cyclprune.engines.shards import Shards
 from hf_cyclprune.pruning.activations import Batch, show_inputs
 from hf_cyclprune.pruning.compensation import OutputErrors, compensate_
 from hf_cyclprune.pruning.pruner import Pruner
@@ -35,7 +36,7 @@ def prune_(
     """
     check_instance("config", config, PruningConfig, "sparsity=0.9")
     targets = find_targets(model, config.targets, config.ignore)
-    check_finite(targets)
+    check_finite(Shards(targets))
     sparsity = _check_target(config)
     pruner = config.build_pruner(targets, total_steps=config.plan.num_cycles)
     _check_criterion(pruner, config.plan.criterion, has_inputs=calibration is not None)
@@ -49,7 +50,7 @@ def prune_(
         patterns=[*CHECKED_PATTERNS, config.pattern],
         target_sparsity=sparsity,
         output_errors=errors,
-        whole=model,
+        parameters=model.parameters(),
     )
 
 

@@ -106,6 +106,11 @@ class PruningOptions:
     protect_ratio: float | None = _option(
         "Share of a cycle in which a weight that was exchanged is not pruned again."
     )
+    reset_momentum: bool = _option(
+        "Set the momentum of a weight that comes back to 0: Adam's first moment, or SGD's buffer. "
+        "By default it is what the gradients made of it meanwhile.",
+        False,
+    )
     lr_restarts: bool | None = _option("Run the whole learning-rate schedule once in every cycle.")
     restart_decay: float | None = _option(
         "Factor by which the learning rate's peak shrinks with every restart."

@@ -2,6 +2,8 @@ import json
 import runpy
 from pathlib import Path
 
+import pytest
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
@@ -9,6 +11,14 @@ def test_the_plain_loop_ends_at_the_exact_sparsity():
     report = runpy.run_path(str(EXAMPLES / "plain_loop.py"))["main"]()
     assert report.is_at_target
     assert {round(weight.sparsity, 2) for weight in report.weights} == {0.9}
+
+
+def test_the_loop_with_accelerate_ends_at_the_exact_sparsity():
+    pruner = runpy.run_path(str(EXAMPLES / "accelerate_loop.py"))["main"]()
+    zeros = {name: int((weight == 0).sum()) for name, weight in pruner.targets.items()}
+    assert pruner.is_at_target
+    assert sum(zeros.values()) == sum(pruner.num_pruned)
+    assert pruner.sparsity == pytest.approx(0.9, abs=1e-4)
 
 
 def test_the_callback_makes_a_stock_trainer_end_at_2_of_4():

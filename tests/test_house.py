@@ -25,6 +25,7 @@ ROOMS = [
     "checks",
     "files",
     "secrets",
+    "engines",
     "pruning",
     "papers",
     "methods",
@@ -63,8 +64,33 @@ def test_imports_point_one_way(path):
         if package == "hf_cyclprune":
             assert rest, f"{path.name} imports the package from inside"
             assert ROOMS.index(rest.split(".")[0]) <= ROOMS.index(room), name
-        if room == "pruning":
+        if room in ("engines", "pruning"):
             assert package not in ("transformers", "datasets", "accelerate"), name
+
+
+ENGINE_WORDS = {
+    "distributed",
+    "placements",
+    "to_local",
+    "full_tensor",
+    "device_mesh",
+    "ds_id",
+    "ds_tensor",
+    "ds_shape",
+    "_hp_mapping",
+    "_z3_optimizer",
+}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_only_one_room_knows_how_an_engine_divides_a_weight(path):
+    if path.relative_to(PACKAGE).parts[0] == "engines":
+        return
+    nodes = list(ast.walk(tree_of(path)))
+    words = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    words |= {node.id for node in nodes if isinstance(node, ast.Name)}
+    words |= {word for name in imports_of(path) for word in name.split(".")}
+    assert not words & ENGINE_WORDS
 
 
 def tree_of(path):

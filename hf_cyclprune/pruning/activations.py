@@ -1,13 +1,14 @@
 """The inputs of the layers: hooks that show them, and the criterion that scores by them."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from hf_cyclprune.engines.ranks import sum_over_processes
 from hf_cyclprune.pruning.criteria import magnitude
 from hf_cyclprune.pruning.criterion import Criterion, Rows, criterion
 
@@ -99,9 +100,17 @@ class Wanda(Criterion):
     feature is seen in every step, whether the weight is pruned or not.
     """
 
+    _totals: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
+    """Name -> sum of the squares of every input feature, in the batches of all processes."""
+
     is_signed = False
     is_elementwise = True
     looks_at_inputs = True
+    shared = frozenset({"square_sum"})
+
+    def begin_cycle(self, cycle: int) -> None:
+        for name, total in self.memory.get("square_sum", {}).items():
+            self._totals[name] = sum_over_processes(total)
 
     def observe_input(self, name: str, inputs: Tensor) -> None:
         squares = inputs.flatten(0, -2).float().square().sum(0)
@@ -114,8 +123,6 @@ class Wanda(Criterion):
                 "The criterion 'wanda' scores by the inputs of the layers, but has seen none. Pass "
                 "model= to build_pruner and train in training mode, or calibration= to prune_."
             )
-        total = self.remember("square_sum", rows.name, rows.weight[0])
-        if distributed.is_available() and distributed.is_initialized():
-            total = total.clone()
-            distributed.all_reduce(total)  # every rank sees its own batches; masks must be equal
-        return magnitude(rows.weight * total.sqrt())
+        own = self.memory["square_sum"].get(rows.name, rows.weight.new_zeros(rows.shape[-1]))
+        total = self._totals.get(rows.name, own)  # own: where it is not trained
+        return magnitude(rows.weight * rows.of_whole(total.sqrt()))

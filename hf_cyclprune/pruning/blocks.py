@@ -6,8 +6,11 @@ contain Linear layers.
 
 import warnings
 from collections.abc import Iterable, Iterator
+from math import prod
 
 from torch import Tensor, nn
+
+from hf_cyclprune.engines.shards import shape_of
 
 MOST_UNCOVERED = 0.05
 """The share of the weights in the blocks that may stay dense without a warning."""
@@ -19,9 +22,21 @@ def is_linear(module: nn.Module) -> bool:
     return is_conv1d or isinstance(module, nn.Linear)
 
 
-def input_last(weight: Tensor) -> Tensor:
-    """Return a view of a target with its inputs in the last dimension: a Conv1D's is transposed."""
-    return weight.t() if getattr(weight, "input_dim", 1) == 0 else weight
+def is_input_last(weight: Tensor) -> bool:
+    """Whether the inputs of a target are in its last dimension; those of a Conv1D are not."""
+    return getattr(weight, "input_dim", 1) != 0
+
+
+def input_last(weight: Tensor, values: Tensor | None = None) -> Tensor:
+    """Return a view with the inputs of a target in the last dimension.
+
+    Args:
+        weight: the target.
+        values: what there is for each of its elements; None for the weight itself. Of a view that
+            this function returned it returns the first one again.
+    """
+    values = weight if values is None else values
+    return values if is_input_last(weight) else values.t()
 
 
 def find_stacks(model: nn.Module) -> list[nn.ModuleList]:
@@ -65,7 +80,7 @@ def find_block_weights(model: nn.Module, stacks: Iterable[nn.Module]) -> dict[st
     others = [module for module in model.modules() if id(module) not in in_blocks]
     outside = {id(p) for module in others for p in module.parameters(recurse=False)}
     inside = {id(p) for stack in stacks for p in stack.parameters()} - outside
-    return {n: p for n, p in model.named_parameters() if id(p) in inside and p.dim() > 1}
+    return {n: p for n, p in model.named_parameters() if id(p) in inside and len(shape_of(p)) > 1}
 
 
 def warn_of_coverage(model: nn.Module, targets: Iterable[Tensor]) -> None:
@@ -73,16 +88,19 @@ def warn_of_coverage(model: nn.Module, targets: Iterable[Tensor]) -> None:
     covered = {id(weight) for weight in targets}
     weights = find_block_weights(model, find_stacks(model))
     others = {name: weight for name, weight in weights.items() if id(weight) not in covered}
-    in_blocks = sum(weight.numel() for weight in weights.values())
-    num_others = sum(weight.numel() for weight in others.values())
+    in_blocks, num_others = (sum(map(_numel, some.values())) for some in (weights, others))
     if num_others <= MOST_UNCOVERED * in_blocks:
         return
-    name, largest = max(others.items(), key=lambda pair: pair[1].numel())
-    num_covered, total = in_blocks - num_others, sum(p.numel() for p in model.parameters())
+    name, largest = max(others.items(), key=lambda pair: _numel(pair[1]))
+    num_covered, total = in_blocks - num_others, sum(map(_numel, model.parameters()))
     warnings.warn(
         f"The targets are {num_covered / in_blocks:.1%} of the weights in the blocks of this "
         f"{type(model).__name__}, and {num_covered / total:.1%} of all its parameters: only "
         f"weights of Linear layers are pruned. {len(others)} of other kinds stay dense, the "
-        f"largest of them '{name}' of shape {tuple(largest.shape)}.",
+        f"largest of them '{name}' of shape {shape_of(largest)}.",
         stacklevel=4,
     )
+
+
+def _numel(weight: Tensor) -> int:
+    return prod(shape_of(weight))

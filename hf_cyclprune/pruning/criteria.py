@@ -62,7 +62,8 @@ class Random(Criterion):
     def score(self, rows: Rows) -> Tensor:
         seed = zlib.crc32(f"{self.seed}/{self.cycle}/{rows.name}".encode())
         generator = torch.Generator().manual_seed(seed)
-        return torch.rand(rows.weight.shape, generator=generator).to(rows.weight.device)
+        drawn = torch.rand(rows.shape, generator=generator)
+        return rows.of_whole(drawn).to(rows.weight.device)
 
 
 class FirstCycle(Criterion):
@@ -75,6 +76,7 @@ class FirstCycle(Criterion):
 
     def __init__(self, first: Criterion, then: Criterion) -> None:
         super().__init__(seed=then.seed, memory=then.memory)
+        self.shared = first.shared | then.shared  # type: ignore[misc]
         self._first, self._then = first, then
         self.observes = then.observes
         self.looks_at_inputs = first.looks_at_inputs or then.looks_at_inputs

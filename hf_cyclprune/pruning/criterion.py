@@ -17,6 +17,8 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
+from hf_cyclprune.engines.shard import Shard
+
 CRITERIA: dict[str, type["Criterion"]] = {}
 """Every criterion under the name that `PruningConfig.criterion` takes."""
 
@@ -39,10 +41,28 @@ class Rows:
     second_moment: Tensor | None = None
     """Moving average of the squared gradient; None unless the criterion reads it.  # (R, I)"""
     place: slice = field(default_factory=lambda: slice(None))
-    """Which rows of the target they are."""
+    """Which rows they are of the part of the target that this process holds."""
+    shard: Shard | None = None
+    """That part; None if it is the whole target. One that is not made of whole rows is flat, and
+    so are all tensors here: then (R, I) means (R,), R weights in the order of the flat index."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the whole target, if it is known."""
+        return self.shard.shape if self.shard is not None else tuple(self.weight.shape)
+
+    def of_whole(self, values: Tensor) -> Tensor:
+        """Return what belongs to these weights of values for the whole target.
+
+        Args:
+            values: may be expanded to the shape of the target.  # (O, I), (O, 1) or (I,)
+        """
+        if self.shard is not None and not self.shard.is_whole:
+            return self.shard.part_of(values.expand(self.shape))[self.place]
+        return values if values.dim() == 1 or len(values) == 1 else values[self.place]
 
 
-_READABLE = tuple(f.name for f in fields(Rows) if f.name not in ("name", "place"))
+_READABLE = tuple(f.name for f in fields(Rows) if f.name not in ("name", "place", "shard"))
 
 
 @dataclass
@@ -73,19 +93,29 @@ class Criterion:
         """Whether scores are averages over steps, so that the first pruning steps must wait."""
         return self.observes or self.looks_at_inputs or "second_moment" in self.reads
 
+    shared: ClassVar[frozenset[str]] = frozenset()
+    """Quantities of which every process sees its own part, and a checkpoint holds the sum."""
+
     def begin_cycle(self, cycle: int) -> None:
-        """Called before the scores of a pruning step in this cycle, 0..k-1."""
+        """Called before the scores of a pruning step in this cycle, 0..k-1, on every rank.
+
+        `score` itself may ask other ranks only if it is not elementwise: the others are called as
+        often as a rank has blocks of rows.
+        """
 
     def attach(self, targets: Mapping[str, Tensor]) -> None:
-        """Called once with the weights of all targets by name, which training changes in place."""
+        """Called once with the whole weights of all targets by name.
+
+        Where they are divided among ranks, each lookup asks all of these for their parts.
+        """
 
     def observe(self, name: str, weight: Tensor, gradient: Tensor) -> None:
         """See a target before an optimizer step, after the backward pass and clipping.
 
         Args:
             name: of the target.
-            weight: what `Rows.weight` is, before the optimizer's step.  # (O, I)
-            gradient: of the loss at the sparse point, also for pruned weights; finite.  # (O, I)
+            weight: what `Rows.weight` is, before the optimizer's step: all that is held here.
+            gradient: of the loss at the sparse point, also for pruned weights; finite.
         """
 
     def observe_input(self, name: str, inputs: Tensor) -> None:

@@ -48,10 +48,11 @@ class Lookahead(Criterion):
     with `pruned_weights="zero"`.
     """
 
-    before: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
-    """Name of a target -> the weight of the layer whose output it gets."""
-    after: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
-    """Name of a target -> the weight of the layer that gets its output."""
+    targets: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
+    before: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
+    """Name of a target -> that of the layer whose output it gets."""
+    after: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
+    """Name of a target -> that of the layer that gets its output."""
 
     is_signed = False
 
@@ -64,14 +65,16 @@ class Lookahead(Criterion):
                 "RoBERTa, ELECTRA, DeBERTa, MPNet, DistilBERT, ALBERT and BART. Use "
                 "criterion='magnitude'."
             )
-        self.before = {fed: targets[name] for name, fed in pairs}
-        self.after = {name: targets[fed] for name, fed in pairs}
+        self.targets = targets
+        self.before = {fed: name for name, fed in pairs}
+        self.after = dict(pairs)
 
     def score(self, rows: Rows) -> Tensor:
         scores = rows.weight.float()
         if rows.name in self.before:
-            scores = scores * self.before[rows.name].detach().float().norm(dim=1)
+            weight = self.targets[self.before[rows.name]].detach()
+            scores = scores * rows.of_whole(weight.float().norm(dim=1))
         if rows.name in self.after:
-            norms = self.after[rows.name].detach().float().norm(dim=0)
-            scores = scores * norms[rows.place, None]
+            weight = self.targets[self.after[rows.name]].detach()
+            scores = scores * rows.of_whole(weight.float().norm(dim=0)[:, None])
         return scores.abs()  # last: a NaN may have a sign

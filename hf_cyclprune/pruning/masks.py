@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hf_cyclprune.engines.shards import Shards
+
 
 def pack_mask(mask: Tensor) -> Tensor:
     """Pack a bool tensor into one bit per element on the CPU.  # (ceil(numel / 8),) uint8
@@ -34,18 +36,28 @@ def unpack_mask(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
     return torch.from_numpy(bits.view(np.bool_)).reshape(shape)
 
 
+def parts_of_packed(packed: Mapping[str, Tensor], shards: Shards) -> dict[str, Tensor]:
+    """Return the packed masks of the parts that are held here, of packed masks of whole weights."""
+    wholes = {name: unpack_mask(bits, shards[name].shape) for name, bits in packed.items()}
+    return {name: pack_mask(shards[name].part_of(mask)) for name, mask in wholes.items()}
+
+
 def compare_masks(
-    reference: Mapping[str, Tensor], masks: Mapping[str, Tensor]
+    reference: Mapping[str, Tensor], masks: Mapping[str, Tensor], shards: Shards | None = None
 ) -> tuple[float, float]:
     """Return (share of all weights that only `masks` keep, Jaccard distance of the kept sets).
 
-    `reference` holds packed masks. This waits for the device once.
+    `reference` holds packed masks; `shards` says which parts of the weights both are of, None that
+    they are whole. This waits for the device once, and asks all ranks.
     """
-    counts = []
+    counts = {}
     for name, mask in masks.items():
         before = unpack_mask(reference[name], tuple(mask.shape)).to(mask.device)
-        counts.append(torch.stack([(mask > before).sum(), (mask & before).sum(), before.sum()]))
-    recovered, in_both, kept_before = torch.stack(counts).sum(0).tolist()
-    total = sum(mask.numel() for mask in masks.values())
+        some = [(mask > before).sum(), (mask & before).sum(), before.sum()]
+        counts[name] = torch.stack(some)
+    sums = shards.sum(counts) if shards is not None else torch.stack(list(counts.values()))
+    recovered, in_both, kept_before = sums.sum(0).tolist()
+    sizes = {name: mask.numel() for name, mask in masks.items()}
+    total = sum(sizes.values() if shards is None else (shards[name].numel for name in masks))
     in_either = kept_before + recovered
     return recovered / total, 1.0 - in_both / in_either if in_either else 0.0

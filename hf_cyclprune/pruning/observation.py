@@ -1,6 +1,6 @@
 """What a run sees at every optimizer step, for the criteria that average over steps."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 
 from torch import Tensor, nn
@@ -9,6 +9,7 @@ from torch.utils.hooks import RemovableHandle
 
 from hf_cyclprune.pruning.activations import hook_inputs
 from hf_cyclprune.pruning.criterion import Criterion
+from hf_cyclprune.pruning.loss_scaling import unscale_, will_be_skipped
 from hf_cyclprune.pruning.pruned_weights import PrunedWeights
 from hf_cyclprune.pruning.second_moments import SecondMoments, finite
 from hf_cyclprune.pruning.targets import find_layers
@@ -29,10 +30,12 @@ class Observation:
         self, policy: PrunedWeights, criteria: Sequence[Criterion], optimizer: Optimizer | None
     ) -> None:
         self._policy, self._criteria = policy, criteria
-        self.moments = SecondMoments(policy.targets, optimizer)
+        self.moments = SecondMoments(policy.shards, optimizer)
         self._hooks: list[RemovableHandle] = []
+        self._is_blank = False
+        """Whether all steps so far were skipped, so that there is nothing to score by."""
         for criterion in criteria:
-            criterion.attach(policy.targets)
+            criterion.attach(policy.shards.wholes)
 
     @property
     def reads(self) -> frozenset[str]:
@@ -43,16 +46,29 @@ class Observation:
     def _observers(self) -> list[Criterion]:
         return [criterion for criterion in self._criteria if criterion.observes]
 
-    def observe(self) -> None:
-        """Look at the gradients of the step that is about to be taken."""
-        reads_moment = "second_moment" in self.reads
-        for name, weight in self._policy.targets.items() if reads_moment or self._observers else ():
-            if weight.grad is None:
+    def observe(self, names: Iterable[str]) -> None:
+        """Look at the gradients of these targets in the step that is about to be taken, if it is.
+
+        A step that a scaler skips tells nothing.
+        """
+        if not (self.reads or self._observers):
+            return
+        unscale_(self.moments.optimizer)
+        if will_be_skipped(self.moments.optimizer):
+            is_known = self.moments.is_known or any(c.memory for c in self._observers)
+            self._is_blank = not is_known
+            return
+        self._is_blank = False
+        for name in names:
+            shard = self._policy.shards[name]
+            if shard.gradient is None:
                 continue
-            if reads_moment:
-                self.moments.observe(name, weight.grad)
+            if "gradient" in self.reads:
+                shard.hold_gradient()
+            if "second_moment" in self.reads:
+                self.moments.observe(name, shard.gradient)
             if self._observers:
-                value, gradient = self._policy.value(name), finite(weight.grad)
+                value, gradient = self._policy.value(name), finite(shard.gradient)
                 for criterion in self._observers:
                     criterion.observe(name, value, gradient)
 
@@ -79,7 +95,7 @@ class Observation:
         """
         self.unwatch()
         if self.looks_at_inputs:
-            layers = find_layers(model, self._policy.targets)
+            layers = find_layers(model, self._policy.shards)
             self._hooks = hook_inputs(layers, self.observe_input)
 
     def unwatch(self) -> None:
@@ -91,4 +107,4 @@ class Observation:
     def is_warm(self, t: int, total_steps: int) -> bool:
         """Whether enough steps were seen before step t is over for averages to mean something."""
         waits = any(criterion.is_statistic for criterion in self._criteria)
-        return not waits or t > min(WARM_STEPS, total_steps // 20)
+        return not waits or (t > min(WARM_STEPS, total_steps // 20) and not self._is_blank)

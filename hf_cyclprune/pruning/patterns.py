@@ -40,10 +40,8 @@ class Pattern:
         """Return the keys with the highest possible one where this pattern never prunes."""
         return keys
 
-    @property
-    def is_rowwise(self) -> bool:
-        """Whether `protect` may be given a few rows of a weight at a time."""
-        return True
+    protects_within = ""
+    """What `protect` must see at once: "" if it protects nothing, or a "row", or the "weight"."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +66,8 @@ class Unstructured(Pattern):
         return keys.scatter(0, keys.topk(num_kept).indices, HIGHEST_KEY) if num_kept else keys
 
     @property
-    def is_rowwise(self) -> bool:
-        return not self.min_density
+    def protects_within(self) -> str:  # type: ignore[override]
+        return "weight" if self.min_density else ""
 
     def groups(self, shapes: Shapes) -> list[tuple[str, ...]]:
         return [tuple(shapes)] if self.scope == "global" else super().groups(shapes)
@@ -99,6 +97,8 @@ class NM(Pattern):
 
     n: int
     m: int
+
+    protects_within = "row"
 
     def __str__(self) -> str:
         return f"{self.n}:{self.m}"

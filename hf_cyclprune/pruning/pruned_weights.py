@@ -11,12 +11,14 @@ these values back into them, for a part of the step:
 To add a policy, register a subclass of `PrunedWeights`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+from hf_cyclprune.engines.shards import Shards
 
 PRUNED_WEIGHTS: dict[str, type["PrunedWeights"]] = {}
 """Every policy under the name that `PruningConfig.pruned_weights` takes."""
@@ -46,12 +48,12 @@ class PrunedWeights:
     """Zero, and if it comes back it starts from zero: the paper's, which needs no memory.
 
     Args:
-        targets: name -> weight, changed in place.
+        shards: name -> the part of a target that is held here, changed in place.
         masks: name -> bool, True = kept; changed by the pruner.
         decay: the policy's coefficient, if it has one.
     """
 
-    targets: Mapping[str, Tensor]
+    shards: Shards
     masks: Mapping[str, Tensor]
     decay: float = 0.0
     values: dict[str, Tensor] = field(default_factory=dict)
@@ -69,18 +71,18 @@ class PrunedWeights:
     def start(self) -> None:
         """Begin with the weights as they are; called once, when all are kept or their zeros are."""
         if self.keeps_values:
-            self.values = {name: torch.zeros_like(w.detach()) for name, w in self.targets.items()}
+            self.values = {n: torch.zeros_like(s.weight) for n, s in self.shards.items()}
 
     def open_(self) -> None:
         """Put the kept values back into the pruned weights, if there are any."""
         if self.keeps_values and not self.is_open:
             self.mask_()  # the optimizer's step may have moved a pruned weight
-            for name, weight in self.targets.items():
-                weight.detach().add_(self.values[name])  # exact: one of the two is zero
+            for name, shard in self.shards.items():
+                shard.weight.add_(self.values[name])  # exact: one of the two is zero
             self.is_open = True
 
-    def before_update(self) -> None:
-        """Change the gradients of open weights before the optimizer's step."""
+    def before_update(self, names: Iterable[str]) -> None:
+        """Change the gradients of these open weights before the optimizer's step."""
 
     def close_(self, position: float) -> None:
         """Take the values of the pruned weights out again, and mask.
@@ -89,40 +91,48 @@ class PrunedWeights:
             position: in [0, 1], how much of the time in which values may change is over.
         """
         if self.is_open:
-            for name in self.targets:
+            for name in self.shards:
                 self.take(name, position)
             self.is_open = False
         self.mask_()
 
     def take(self, name: str, position: float) -> None:
         """Keep the values of the pruned weights of one open target."""
-        value = self.values[name].copy_(self.targets[name].detach())
+        value = self.values[name].copy_(self.shards[name].weight)
         bits(value).mul_(~self.masks[name])
 
     def mask_(self) -> None:
         """Set every pruned weight to +0.0 in place, even one that holds NaN or infinity."""
-        for name, weight in self.targets.items():
-            bits(weight).mul_(self.masks[name])
+        for name, shard in self.shards.items():
+            bits(shard.weight).mul_(self.masks[name])
 
     def find_unmasked(self) -> str | None:
-        """Return the first target with a pruned weight that is not +0.0; None without one."""
-        for name, weight in self.targets.items():
-            if bool((bits(weight) * ~self.masks[name]).any()):
+        """Return the first target with a pruned weight here that is not +0.0; None without one."""
+        for name, shard in self.shards.items():
+            if bool((bits(shard.weight) * ~self.masks[name]).any()):
                 return name
         return None
 
     def value(self, name: str) -> Tensor:
         """Return a target with the values that its pruned weights would come back with."""
-        weight = self.targets[name].detach()
+        weight = self.shards[name].weight
         return weight if self.is_open or not self.keeps_values else weight + self.values[name]
 
     def saved(self, name: str) -> Tensor:
-        """Return what a checkpoint needs of the values of a target.  # (number pruned,)"""
-        return self.values[name][~self.masks[name]]
+        """Return what a checkpoint needs of the values of a whole target.  # (number pruned,)
+
+        Asks all ranks.
+        """
+        shard = self.shards[name]
+        return shard.gather(self.values[name])[~shard.gather(self.masks[name])]
 
     def load(self, name: str, saved: Tensor) -> None:
         """Take back what `saved` returned; the masks are those of the same checkpoint."""
-        self.values[name].zero_()[~self.masks[name]] = saved.to(self.values[name].device)
+        shard, known = self.shards[name], self.values[name]
+        mask = shard.gather(self.masks[name])
+        whole = torch.zeros_like(mask, dtype=known.dtype)
+        whole[~mask] = saved.to(known)
+        known.copy_(shard.part_of(whole))
 
 
 @pruned_weights("stored")
@@ -145,27 +155,26 @@ class Pretrained(PrunedWeights):
     opens_before = "pruning"
 
     def start(self) -> None:
-        self.values = {name: w.detach().clone() for name, w in self.targets.items()}
+        self.values = {name: shard.weight.clone() for name, shard in self.shards.items()}
 
     def open_(self) -> None:
         if not self.is_open:
             self.mask_()
-            for name, weight in self.targets.items():
-                kept = self.masks[name]
-                weight.detach().copy_(torch.where(kept, weight.detach(), self.values[name]))
+            for name, shard in self.shards.items():
+                shard.weight.copy_(self.value(name))
             self.is_open = True
 
     def take(self, name: str, position: float) -> None:
         """Nothing is taken: the values are fixed."""
 
     def saved(self, name: str) -> Tensor:
-        return self.values[name]
+        return self.shards[name].gather(self.values[name])
 
     def load(self, name: str, saved: Tensor) -> None:
-        self.values[name].copy_(saved)
+        self.values[name].copy_(self.shards[name].part_of(saved))
 
     def value(self, name: str) -> Tensor:
-        return torch.where(self.masks[name], self.targets[name].detach(), self.values[name])
+        return torch.where(self.masks[name], self.shards[name].weight, self.values[name])
 
 
 @pruned_weights("latent")
@@ -181,12 +190,11 @@ class Latent(PrunedWeights):
 
     opens_before = "update"
 
-    def before_update(self) -> None:
-        if not self.decay:
-            return
-        for name, weight in self.targets.items():
-            if weight.grad is not None:
-                weight.grad.add_(weight.detach() * ~self.masks[name], alpha=self.decay)
+    def before_update(self, names: Iterable[str]) -> None:
+        for name in names if self.decay else ():
+            shard = self.shards[name]
+            if shard.gradient is not None:
+                shard.gradient.add_(shard.weight * ~self.masks[name], alpha=self.decay)
 
 
 @pruned_weights("decay")

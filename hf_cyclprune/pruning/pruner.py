@@ -17,8 +17,13 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from hf_cyclprune.pruning.blocks import input_last
+from hf_cyclprune.engines.ranks import check_same
+from hf_cyclprune.engines.zero import around_step
 from hf_cyclprune.pruning.criterion import Criterion
+from hf_cyclprune.pruning.exchange import exchange_groups_
+from hf_cyclprune.pruning.loss_scaling import unscale_
+from hf_cyclprune.pruning.masked_weights import MaskedWeights
+from hf_cyclprune.pruning.momentum import reset_momentum_
 from hf_cyclprune.pruning.observation import Observation
 from hf_cyclprune.pruning.patterns import Pattern
 from hf_cyclprune.pruning.pruning_step import PruningStep
@@ -29,7 +34,7 @@ from hf_cyclprune.pruning.schedules import Schedule
 
 
 @dataclass
-class Pruner:
+class Pruner(MaskedWeights):
     """Masks of the targets, recomputed by `schedule` and applied after every optimizer step.
 
     A **reset** is a pruning step that lowers the number of pruned weights of a group. It only frees
@@ -66,27 +71,13 @@ class Pruner:
     pattern: Pattern
     recovery: Recovery = Recovery()
     optimizer: Optimizer | None = None
-    masks: dict[str, Tensor] = field(init=False)
-    """Name -> bool, shaped as the weight, True = kept."""
-    num_pruned: list[int] = field(init=False)
-    """Pruned weights of each group, by `masks`."""
     pending: set[int] = field(init=False, default_factory=set)
     """Groups whose pruning step is due but waits."""
     num_returned: Tensor = field(init=False)
     """How often a pruned weight came back so far; int64, on the device of the weights."""
 
     def __post_init__(self) -> None:
-        self.shapes = {name: tuple(weight.shape) for name, weight in self.targets.items()}
-        self.pattern.check(
-            {name: input_last(weight).shape for name, weight in self.targets.items()}
-        )
-        self.groups = self.pattern.groups(self.shapes)
-        self.masks = {
-            name: torch.ones_like(weight, dtype=torch.bool, memory_format=torch.contiguous_format)
-            for name, weight in self.targets.items()
-        }
-        self.num_pruned = [0] * len(self.groups)
-        self.num_returned = next(iter(self.masks.values())).new_zeros((), dtype=torch.int64)
+        self.lay_out(self.targets, self.pattern, self.optimizer)
         if self.schedule.keeps_zeros:
             self.take_zeros()
             if not any(self.num_pruned):
@@ -94,22 +85,27 @@ class Pruner:
                     "The model has no zeros to keep in its target weights. Load a pruned model, or "
                     "choose a method that prunes and a sparsity."
                 )
-        self.policy = self.recovery.policy(self.targets, self.masks, self.recovery.decay)
+        self.policy = self.recovery.policy(self.shards, self.masks, self.recovery.decay)
         self.policy.start()
         regrowth = self.recovery.regrowth
         criteria = [self.criterion, *([regrowth.criterion] if regrowth is not None else [])]
         self.observation = Observation(self.policy, criteria, self.optimizer)
         self.ranking = Ranking(self.policy, self.observation.moments, self.pattern)
+        self._hooks = around_step(self.shards, self.optimizer, self._within_step)
+        self._t, self._done = 0, (0, PruningStep())
 
-    @property
-    def num_weights(self) -> int:
-        """Target weights, pruned or not."""
-        return sum(weight.numel() for weight in self.targets.values())
+    def _within_step(self, names: Iterable[str] | None) -> None:
+        """Prune inside of an engine's step; names are None after it."""
+        if names is None:
+            self._done = self._t, self._step(self._t)
+        else:
+            self._before_update(self._t, names)
 
-    @property
-    def sparsity(self) -> float:
-        """Pruned share of the target weights, by the masks."""
-        return sum(self.num_pruned) / self.num_weights
+    def release(self) -> None:
+        """Take back what the pruner has hung on the model and its optimizer."""
+        self.observation.unwatch()
+        for hook in self._hooks:
+            hook.remove()
 
     @property
     def is_at_target(self) -> bool:
@@ -120,51 +116,56 @@ class Pruner:
         is_there = not self.pending and self.num_pruned == self.demand(self.schedule.sparsity)
         return self.schedule.keeps_zeros or is_there
 
-    def demand(self, sparsity: float) -> list[int]:
-        """Pruned weights of each group at this sparsity."""
-        return self.pattern.num_pruned(self.shapes, sparsity)
-
-    def take_zeros(self) -> None:
-        """Make the zeros that the weights have now the masks."""
-        for name, weight in self.targets.items():
-            self.masks[name].copy_(weight.detach() != 0)
-        self.count_pruned()
-
-    def count_pruned(self) -> None:
-        """Set `num_pruned` to what is pruned in the masks, which something else has changed."""
-        self.num_pruned = [
-            sum(self.masks[name].numel() - int(self.masks[name].sum()) for name in names)
-            for names in self.groups
-        ]
-
     @torch.no_grad()
     def begin_step(self, t: int) -> None:
         """Prepare the forward pass of optimizer step t."""
+        self._t = t
         if self.policy.opens_before == "forward" and self.recovery.is_flowing(t, self.schedule):
             self.policy.open_()
+            self.shards.spread_()
 
-    @torch.no_grad()
     def before_update(self, t: int) -> None:
         """Observe the gradients of optimizer step t, clipped and unscaled, before it is taken."""
-        if self.policy.opens_before == "update" and self.recovery.is_flowing(t, self.schedule):
-            self.policy.open_()
-        self.observation.observe()
-        if self.policy.is_open:
-            self.policy.before_update()
+        if not self._hooks:
+            self._before_update(t, self.shards)
 
     @torch.no_grad()
+    def _before_update(self, t: int, names: Iterable[str]) -> None:
+        """Do it for these targets, whose gradients are there."""
+        if self.policy.opens_before == "update" and self.recovery.is_flowing(t, self.schedule):
+            self.policy.open_()
+        self.observation.observe(names)
+        if self.policy.is_open:
+            unscale_(self.optimizer)
+            self.policy.before_update(names)
+
     def step(self, t: int) -> PruningStep:
         """Recompute the masks if they are due after optimizer step t = 1, 2, 3, and apply them.
 
         A second call for the same step changes nothing if a weight of 0 scores lowest. If no
         masks are due, this is one pass over the weights that does not wait for the device.
+
+        Raises:
+            ValueError: processes that train copies of the model have come to different masks.
         """
+        if self._hooks and self._done[0] == t:
+            return self._done[1]
+        done = self._step(t)
+        if self._hooks:  # the engine has skipped the step
+            self.shards.spread_()
+        return done
+
+    @torch.no_grad()
+    def _step(self, t: int) -> PruningStep:
         due = set(range(len(self.groups))) if self.schedule.is_pruning_step(t) else self.pending
         done = PruningStep()
         if due:
             self.policy.open_()
             done = self._prune(due, t)
         self.policy.close_(self.recovery.position(t, self.schedule))
+        self.shards.publish_()
+        if done.num_recomputed and not self.shards.ranks.is_divided:
+            check_same(self.masks)
         return done
 
     @torch.no_grad()
@@ -174,6 +175,7 @@ class Pruner:
         Values that were put back for a step that is not going to be taken are kept for the next.
         """
         self.policy.close_(0.0)
+        self.shards.spread_()
 
     @torch.no_grad()
     def prune_to(self, sparsity: float) -> None:
@@ -181,6 +183,7 @@ class Pruner:
         for g, n in enumerate(self.demand(sparsity)):
             self._recompute(g, n)
         self.policy.mask_()
+        self.shards.spread_()
 
     def _prune(self, due: Iterable[int], t: int) -> PruningStep:
         self.criterion.begin_cycle(self.schedule.cycle(t))
@@ -190,7 +193,7 @@ class Pruner:
         if self.observation.is_warm(t, self.schedule.total_steps):
             masks = {g: {name: self.masks[name] for name in self.groups[g]} for g in due}
             resets = {g for g in due if demand[g] < self.num_pruned[g]}
-            is_ready = are_ready(self.targets, masks, resets, self.observation.reads)
+            is_ready = are_ready(self.shards, masks, resets, self.observation.reads)
         self.pending = {g for g in due if not is_ready[g]}
         ready = {g: demand[g] for g in due if is_ready[g]}
         # Totals are compared: with erk one group's count can fall by one while the total grows.
@@ -199,8 +202,11 @@ class Pruner:
         for g, n in ready.items():
             self._recompute(g, n)
         exchanged = self._exchange(ready, t)
-        for name, mask in before.items():  # `>` on bools is "and not"
-            self.num_returned += (self.masks[name] > mask).sum()
+        if before:  # `>` on bools is "and not"
+            returned = {name: self.masks[name] > mask for name, mask in before.items()}
+            self.num_returned += self.shards.sum({n: r.sum() for n, r in returned.items()}).sum()
+            if self.recovery.resets_momentum:
+                reset_momentum_(self.shards, returned, self.optimizer)
         is_reset |= bool(exchanged)
         return PruningStep(len(ready), is_reset, *exchanged)
 
@@ -212,24 +218,19 @@ class Pruner:
             return ()
         regrowth.criterion.begin_cycle(t)  # one that draws numbers draws them anew in every step
         self.ranking.protected_until = t + regrowth.protected_steps(t, self.schedule)
-        gains = [self.num_returned.new_zeros(4, dtype=torch.float64)]
-        for g, n in ready.items():
-            num_kept = self._size(g) - n
-            num_dropped = min(int(share * num_kept), num_kept - 1)
-            if num_dropped > 0 and n:
-                drops, returns = self.criterion, regrowth.criterion
-                gains.append(self.ranking.exchange_(self.groups[g], n, num_dropped, drops, returns))
+        groups = {self.groups[g]: n for g, n in ready.items()}
+        gains = exchange_groups_(self.ranking, groups, share, self.criterion, regrowth.criterion)
         regrowth.criterion.forget()
         if not (regrowth.only_at_edges and ready):
             return ()
-        benefit, num_back, cost, num_gone = torch.stack(gains).sum(0).tolist()
+        benefit, num_back, cost, num_gone = self.shards.ranks.sum_(gains).tolist()
         return benefit / max(num_back, 1), cost / max(num_gone, 1)
 
     def _recompute(self, group: int, num_pruned: int) -> None:
         """Make new masks for a group, which prune its lowest weights."""
         names, before = self.groups[group], self.num_pruned[group]
         self.num_pruned[group] = num_pruned
-        if num_pruned in (0, self._size(group)):
+        if num_pruned in (0, self.size(group)):
             for name in names:
                 self.masks[name].fill_(num_pruned == 0)
             return
@@ -238,6 +239,3 @@ class Pruner:
             criterion = self.recovery.regrowth.criterion
         may_return = is_reset or self.recovery.regrowth is None
         self.ranking.prune_(names, num_pruned, criterion, is_reset=is_reset, may_return=may_return)
-
-    def _size(self, group: int) -> int:
-        return sum(self.targets[name].numel() for name in self.groups[group])

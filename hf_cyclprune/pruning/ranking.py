@@ -7,18 +7,22 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from hf_cyclprune.pruning.blocks import input_last
+from hf_cyclprune.pruning.blocks import input_last, is_input_last
 from hf_cyclprune.pruning.criterion import Criterion, Rows
+from hf_cyclprune.pruning.digits import CHUNK
 from hf_cyclprune.pruning.patterns import Pattern
 from hf_cyclprune.pruning.pruned_weights import PrunedWeights
 from hf_cyclprune.pruning.second_moments import SecondMoments
 from hf_cyclprune.pruning.selection import (
-    CHUNK,
     HIGHEST_KEY,
     LOWEST_KEY,
     order_keys,
     prune_lowest_,
+    prune_lowest_of_parts_,
 )
+
+MOST_KEPT = 1 << 27
+"""Keys that an accelerator may hold during a pruning step, four bytes each: 512 MiB."""
 
 Flags = Mapping[str, Tensor]
 """Name -> bool, shaped as the weight."""
@@ -97,7 +101,7 @@ class Ranking:
             known = replace(self._rows(returns, name, slice(None)), kept=before[name])
             scores = returns.score(known).double()
             for which in (self.protected[name], gone):
-                sums.append(torch.stack([scores[which].sum(), which.sum()]))
+                sums.append(torch.stack([scores.where(which, 0.0).sum(), which.sum()]))
         return torch.stack(sums).view(len(names), 4).sum(0)
 
     def expire(self, t: int) -> None:
@@ -119,15 +123,28 @@ class Ranking:
         def score() -> Iterable[Tensor]:
             return (keys_of(name, rows) for name, rows in blocks)
 
-        # The keys of one target are small enough to keep; those of several are made anew.
-        keys = score if len(names) > 1 else list(score()).copy
-        prune_lowest_((masks[name][rows].view(-1) for name, rows in blocks), keys, num_pruned)
+        keys = list(score()).copy if self._are_kept(names) else score
+        parts, shards = (masks[name][rows].view(-1) for name, rows in blocks), self.policy.shards
+        if shards.ranks.is_divided:
+            owners = [name for name, _ in blocks]
+            prune_lowest_of_parts_(parts, keys, num_pruned, owners, shards)
+        else:
+            prune_lowest_(parts, keys, num_pruned)
+
+    def _are_kept(self, names: Sequence[str]) -> bool:
+        """Whether a group's keys are few enough to keep; else every pass makes them anew.
+
+        The same on all ranks: to make the keys may take all of them.
+        """
+        shards = [self.policy.shards[name] for name in names]
+        are_few = sum(shard.numel for shard in shards) <= MOST_KEPT
+        return len(shards) == 1 or (are_few and not shards[0].weight.is_cpu)
 
     def _blocks(self, name: str, criterion: Criterion) -> list[slice]:
         """Split a target into the rows that are scored at a time: on a CPU they fit its cache."""
-        weight = self.policy.targets[name]
-        is_rowwise = self.pattern.is_rowwise and self._is_input_last(name)
-        if not (weight.is_cpu and criterion.is_elementwise and is_rowwise):
+        weight = self.policy.shards[name].weight
+        is_splittable = criterion.is_elementwise and self._protects_within_rows(name)
+        if not (weight.is_cpu and is_splittable and len(weight)):
             return [slice(None)]
         num_rows = max(1, CHUNK // max(1, weight[0].numel()))
         return [slice(i, i + num_rows) for i in range(0, len(weight), num_rows)]
@@ -157,26 +174,33 @@ class Ranking:
 
     def _protect(self, keys: Tensor, rows: Rows) -> Tensor:
         """Return the keys with the highest possible one where the pattern never prunes."""
-        if self._is_input_last(rows.name):
+        if not self.pattern.protects_within:
+            return keys
+        if self._protects_within_rows(rows.name):
             return self.pattern.protect(keys, rows.weight.shape)
-        turned = rows.weight.t()
-        keys = self.pattern.protect(keys.view_as(rows.weight).t().reshape(-1), turned.shape)
-        return keys.view(turned.shape).t().reshape(-1)
+        shard = self.policy.shards[rows.name]
+        whole = input_last(shard.parameter, shard.gather(keys).view(shard.shape))
+        kept = self.pattern.protect(whole.reshape(-1), whole.shape).view(whole.shape)
+        return shard.part_of(input_last(shard.parameter, kept)).reshape(-1)
 
-    def _is_input_last(self, name: str) -> bool:
-        weight = self.policy.targets[name]
-        return input_last(weight) is weight
+    def _protects_within_rows(self, name: str) -> bool:
+        """Whether the pattern may be given a few of the rows that are held here at a time."""
+        shard = self.policy.shards[name]
+        if self.pattern.protects_within == "row":
+            return shard.has_whole_rows and is_input_last(shard.parameter)
+        return not self.pattern.protects_within
 
     def _rows(self, criterion: Criterion, name: str, rows: slice) -> Rows:
         """Return what the criterion may know of some rows of a target."""
-        weight, kept = self.policy.targets[name].detach()[rows], self.policy.masks[name][rows]
+        shard = self.policy.shards[name]
+        weight, kept = shard.weight[rows], self.policy.masks[name][rows]
         gradient = self._gradient(name)[rows] if "gradient" in criterion.reads else None
         reads_moment = "second_moment" in criterion.reads
         moment = self.moments.of(name, rows) if reads_moment else None
-        return Rows(name, weight, kept, gradient, moment, rows)
+        return Rows(name, weight, kept, gradient, moment, rows, shard)
 
     def _gradient(self, name: str) -> Tensor:
-        gradient = self.policy.targets[name].grad
+        gradient = self.policy.shards[name].gradient
         if gradient is None:
             raise ValueError(
                 f"The criterion needs a gradient of every target weight, but '{name}' has none. "

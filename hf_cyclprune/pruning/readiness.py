@@ -5,9 +5,11 @@ from collections.abc import Mapping, Set
 import torch
 from torch import Tensor
 
+from hf_cyclprune.engines.shards import Shards
+
 
 def are_ready(
-    targets: Mapping[str, Tensor],
+    shards: Shards,
     groups: Mapping[int, Mapping[str, Tensor]],
     resets: Set[int],
     reads: Set[str],
@@ -15,30 +17,38 @@ def are_ready(
     """Return for each group whether it can be pruned now; waits for the device once at most.
 
     Args:
-        targets: name -> weight, after the optimizer's step.
+        shards: name -> weight, after the optimizer's step.
         groups: number of a group -> its masks by name.
         resets: groups whose weights return: one must not be zero, by a move or a value put back.
         reads: what the scores read; gradients must be finite.
     """
-    checks = {g: _check(targets, masks, g in resets, reads) for g, masks in groups.items()}
+    checks = {g: _check(shards, masks, g in resets, reads) for g, masks in groups.items()}
     asked = {g: check for g, check in checks.items() if check is not None}
-    answers = torch.stack(list(asked.values())).tolist() if asked else []
+    if not asked:
+        return dict.fromkeys(checks, True)
+    has_moved, is_bad = shards.ranks.any(torch.stack(list(asked.values()))).t().tolist()
+    answers = [moved and not bad for moved, bad in zip(has_moved, is_bad, strict=True)]
     return dict.fromkeys(checks, True) | dict(zip(asked, answers, strict=True))
 
 
 def _check(
-    targets: Mapping[str, Tensor],
+    shards: Shards,
     masks: Mapping[str, Tensor],
     is_reset: bool,
     reads: Set[str],
 ) -> Tensor | None:
-    """Return a bool on the device that allows to prune a group; None if nothing forbids it."""
-    weights = {name: targets[name] for name in masks}
-    conditions = []
-    if is_reset:  # some pruned weight is not zero; `>` on bools is "and not"
-        moved = [((w != 0) > masks[name]).any() for name, w in weights.items()]
-        conditions.append(torch.stack(moved).any())
-    if "gradient" in reads:
-        gradients = [w.grad for w in weights.values() if w.grad is not None]
-        conditions += [gradient.isfinite().all() for gradient in gradients]
-    return torch.stack(conditions).all() if conditions else None
+    """Return whether a pruned weight is not zero here, and whether a gradient is not finite.
+
+    None if neither matters.  # bool (2,), on the device
+    """
+    if not (is_reset or "gradient" in reads):
+        return None
+    some = next(iter(masks.values()))
+    has_moved, is_bad = some.new_full((), not is_reset), some.new_zeros(())
+    for name, mask in masks.items():
+        shard = shards[name]
+        if is_reset:  # `>` on bools is "and not"
+            has_moved = has_moved | ((shard.weight != 0) > mask).any()
+        if "gradient" in reads and shard.gradient is not None:
+            is_bad = is_bad | ~shard.gradient.isfinite().all()
+    return torch.stack([has_moved, is_bad])

@@ -54,12 +54,14 @@ class Recovery:
         decay: in [0, 1]; the coefficient of "latent" or "decay".
         flow_ratio: in [0, 1]; the share of a cycle in which values of "latent" and "decay" change.
         regrowth: how weights return while sparsity does not fall; None: in one ranking with others.
+        resets_momentum: whether a weight that comes back begins at rest (see `momentum`).
     """
 
     policy: type[PrunedWeights] = PrunedWeights
     decay: float = 0.0
     flow_ratio: float = 1.0
     regrowth: Regrowth | None = None
+    resets_momentum: bool = False
 
     def is_flowing(self, t: int, schedule: Schedule) -> bool:
         """Whether values may change in optimizer step t."""

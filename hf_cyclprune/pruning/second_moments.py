@@ -1,12 +1,14 @@
 """The moving average of each weight's squared gradient: Adam's, or our own where there is none."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+
+from hf_cyclprune.engines.shard import unwrapped
+from hf_cyclprune.engines.shards import Shards
 
 BETA = 0.999  # Adam's default
 
@@ -20,11 +22,11 @@ class SecondMoments:
     one fp32 number per target weight, saved with every checkpoint.
 
     Args:
-        targets: name -> weight.
+        shards: name -> the part of a target that is held here.
         optimizer: the one that moves them; may be wrapped, as accelerate does.
     """
 
-    targets: Mapping[str, Tensor]
+    shards: Shards
     optimizer: Optimizer | None = None
     own: dict[str, Tensor] = field(default_factory=dict)
     """Name -> our average, where the optimizer has none."""
@@ -33,12 +35,17 @@ class SecondMoments:
 
     def _of_optimizer(self, name: str) -> tuple[Tensor, Tensor | float] | None:
         """Return Adam's second moment and the number of steps in it; None if there is none."""
-        inner = unwrapped(self.optimizer)
-        state = inner.state.get(self.targets[name], {}) if inner is not None else {}
+        state = self.shards[name].state_of(self.optimizer)
         moment = state.get("exp_avg_sq")
-        if isinstance(moment, Tensor) and moment.shape == self.targets[name].shape:
+        if isinstance(moment, Tensor) and moment.shape == self.shards[name].weight.shape:
             return moment, state["step"]
         return None
+
+    @property
+    def is_known(self) -> bool:
+        """Whether a step was taken; waits for the device."""
+        found = map(self._of_optimizer, self.shards)
+        return bool(self.own) or any(f is not None and float(f[1]) > 0 for f in found)
 
     def observe(self, name: str, gradient: Tensor) -> None:
         """Add a step's gradient to our own average, unless the optimizer keeps one."""
@@ -72,12 +79,6 @@ class SecondMoments:
             f"was taken with '{name}'. Use criterion='magnitude', give the pruner the optimizer, "
             "or leave this weight out with ignore=."
         )
-
-
-def unwrapped(optimizer: Optimizer | None) -> Optimizer | None:
-    """Return the optimizer that accelerate's is around."""
-    inner: Optimizer | None = getattr(optimizer, "optimizer", optimizer)
-    return inner
 
 
 def finite(gradient: Tensor) -> Tensor:

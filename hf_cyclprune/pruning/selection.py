@@ -1,22 +1,25 @@
 """Exact order statistics of many tensors at once, by radix select: no sort, no concatenation.
 
-Scores become int32 keys of the same order. One integer histogram of the keys' upper 16 bits, and
-one of the lower 16 bits of the keys in a single bin of it, find any one key exactly. Histograms of
-several tensors are added, so that nothing larger than one tensor is ever allocated. Ties are broken
+Scores become int32 keys of the same order. One integer histogram of the keys' first bits, and then
+one of the next bits of the keys in a single bin of it, find any one key exactly. Histograms of
+several tensors are added, so that not much more than one tensor is ever allocated. Ties are broken
 by position: of equal keys those that come first are kept.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from hf_cyclprune.engines.ranks import Ranks
+from hf_cyclprune.engines.shards import Shards
+from hf_cyclprune.pruning.digits import KEY_BITS, batches, count_digits, joined
+
 HIGHEST_KEY = torch.iinfo(torch.int32).max
 LOWEST_KEY = torch.iinfo(torch.int32).min  # below minus infinity's bits
 NAN_KEY = 0x7F80_0001  # above infinity's bits, below the key of what is protected
-DIGITS = 1 << 16
-CHUNK = 1 << 18  # keys counted at a time on a CPU: few enough for a core's cache
+ALONE = Ranks()
 
 Keys = Callable[[], Iterable[Tensor]]
 """Yields the flat int32 keys of every tensor that is ranked together, in target order."""
@@ -50,45 +53,52 @@ class Cut(NamedTuple):
     num_ties: Tensor
 
 
-def find_cut(keys: Keys, num_pruned: int) -> Cut:
+def find_cut(keys: Keys, num_pruned: int, ranks: Ranks = ALONE) -> Cut:
     """Return the cut that prunes exactly the lowest `num_pruned` keys, without device waits.
 
     Args:
-        keys: see `Keys`; called twice.
-        num_pruned: in 0 .. number of keys - 1.
+        keys: see `Keys`; called twice on a CPU, three times on an accelerator.
+        num_pruned: in 0 .. number of keys of all ranks - 1.
+        ranks: each has keys of its own; their histograms are added up, 1 MiB in all.
     """
-    upper = _count(keys, lambda chunk: (chunk >> 16) + DIGITS // 2, DIGITS)
-    rank = torch.tensor(num_pruned, device=upper.device)
-    below, high_bin = _locate(upper, rank)
-    high = (high_bin - DIGITS // 2).to(torch.int32)
+    # Both scalars start on the CPU, whence they go into an accelerator's arithmetic without a wait.
+    prefix, rank = torch.tensor(LOWEST_KEY), torch.tensor(num_pruned)
+    num_unknown = KEY_BITS
+    while num_unknown:
+        counts = ranks.sum_(count_digits(keys(), prefix, num_unknown))  # (2 ** bits of a digit,)
+        num_unknown -= counts.numel().bit_length() - 1
+        ends = counts.cumsum(0)  # entries up to and including each digit
+        digit = (ends <= rank).sum()
+        num_ties = counts.take(digit)  # an index in brackets would wait
+        prefix = prefix + (digit << num_unknown)
+        rank = rank - ends.take(digit) + num_ties
+    return Cut(prefix, rank, num_ties)
 
-    def lower_digits(chunk: Tensor) -> Tensor:  # 0 where the upper bits differ: one bin for all
-        return (chunk & 0xFFFF).add_(1).mul_((chunk >> 16) == high)
 
-    lower = _count(keys, lower_digits, DIGITS + 1)[1:]
-    below, low = _locate(lower, rank := rank - below)
-    return Cut((high.to(torch.int64) << 16) + low, rank - below, lower[low])
-
-
-def keep_above_(mask: Tensor, keys: Tensor, cut: Cut, num_ties_seen: Tensor | int = 0) -> Tensor:
+def keep_above_(
+    mask: Tensor, keys: Tensor, cut: Cut, num_ties_seen: Tensor | int = 0
+) -> Tensor | int:
     """Write into the flat bool `mask` where `cut` keeps; return the number of ties seen so far.
+
+    Ties are not counted any more where all that follow have the same fate.
 
     Args:
         mask: flat, as long as `keys`.
         num_ties_seen: ties in the tensors before this one.
     """
     num_kept = cut.num_ties - cut.num_ties_pruned - num_ties_seen
-    if keys.is_cpu and not cut.num_ties_pruned:  # the usual case; asking an accelerator would wait
-        torch.ge(keys, cut.key, out=mask)
-        return cut.num_ties
-    torch.gt(keys, cut.key, out=mask)
+    if keys.is_cpu:  # asking an accelerator would wait
+        result, num_ties = torch.empty_like(keys), 0  # a CPU compares int32 faster into int32
+        if cut.num_ties_pruned and num_kept > 0:
+            num_ties = int(torch.eq(keys, cut.key, out=result).sum(dtype=torch.int32))
+        if not num_ties > num_kept > 0:
+            compare = torch.ge if num_kept > 0 else torch.gt
+            mask.copy_(compare(keys, cut.key, out=result))
+            return num_ties_seen + num_ties
     is_tie = keys == cut.key
-    num_ties = is_tie.count_nonzero()
-    if keys.is_cpu and num_ties <= num_kept:
-        mask |= is_tie
-    elif not keys.is_cpu or num_kept > 0:
-        mask |= is_tie & (is_tie.cumsum(0, dtype=torch.int32) <= num_kept)
-    return num_ties_seen + num_ties
+    torch.gt(keys, cut.key, out=mask)
+    mask |= is_tie & (is_tie.cumsum(0, dtype=torch.int32) <= num_kept)
+    return num_ties_seen + is_tie.sum()
 
 
 def prune_lowest_(masks: Iterable[Tensor], keys: Keys, num_pruned: int) -> None:
@@ -96,49 +106,50 @@ def prune_lowest_(masks: Iterable[Tensor], keys: Keys, num_pruned: int) -> None:
 
     Args:
         masks: flat bool tensors, as long as those of `keys`, in the same order.
-        keys: see `Keys`; called three times.
+        keys: see `Keys`; called once more than by `find_cut`.
         num_pruned: in 0 .. number of keys - 1.
     """
     cut = find_cut(keys, num_pruned)
     num_ties_seen: Tensor | int = 0
-    for mask, part in zip(masks, keys(), strict=True):
-        num_ties_seen = keep_above_(mask, part, cut, num_ties_seen)
+    rest = iter(masks)
+    for parts in batches(keys()):
+        flat, written = joined(parts), [next(rest) for _ in parts]
+        mask = torch.empty_like(flat, dtype=torch.bool) if len(parts) > 1 else written[0]
+        num_ties_seen = keep_above_(mask, flat, cut, num_ties_seen)
+        if len(parts) > 1:
+            for own, kept in zip(written, torch.split(mask, list(map(len, parts))), strict=True):
+                own.copy_(kept)
+        del parts, flat
 
 
-def _count(keys: Keys, to_digits: Callable[[Tensor], Tensor], num_bins: int) -> Tensor:
-    """Return one histogram of the digits of all keys; only one tensor lives at a time."""
-    total: Tensor | None = None
-    for tensor in keys():
-        for chunk in torch.split(tensor, CHUNK if tensor.is_cpu else max(tensor.numel(), 1)):
-            histogram = _histogram(to_digits(chunk), num_bins)
-            total = histogram if total is None else total.add_(histogram)
-        del tensor, chunk
-    assert total is not None, "targets are never empty"
-    return total
+def prune_lowest_of_parts_(
+    masks: Iterable[Tensor],
+    keys: Keys,
+    num_pruned: int,
+    owners: Sequence[str],
+    shards: Shards,
+) -> None:
+    """Do what `prune_lowest_` does with keys that are divided among ranks; asks all ranks.
 
-
-def _locate(histogram: Tensor, rank: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (entries below the bin, the bin) of the entry with this rank, counted from 0."""
-    ends = histogram.cumsum(0)  # (num_bins): entries up to and including each bin
-    bin_ = torch.searchsorted(ends, rank, right=True)
-    return ends[bin_] - histogram[bin_], bin_
-
-
-def _histogram(digits: Tensor, num_bins: int) -> Tensor:
-    """int64 counts of the digits 0 .. num_bins - 1.  # (num_bins,)"""
-    if digits.is_cpu:
-        return torch.bincount(digits, minlength=num_bins)
-    return _histogram_without_wait(digits, num_bins)
-
-
-def _histogram_without_wait(digits: Tensor, num_bins: int) -> Tensor:
-    """Return the same counts by histc, which does not wait for the device as bincount does.
-
-    With a power of two as the number of bins its fp32 arithmetic is exact, as are its counts of up
-    to 2^24 entries.
+    Args:
+        masks: flat bool tensors, as long as those of `keys`, in the same order.
+        keys: of the parts that are held here; called twice more than by `find_cut`.
+        num_pruned: of the keys of all ranks together.
+        owners: the name of the target that each tensor of `keys` belongs to.
+        shards: says which keys are counted, and in which order ties are.
     """
-    size = 1 << (num_bins - 1).bit_length()
-    counts = torch.zeros(num_bins, dtype=torch.int64, device=digits.device)
-    for part in torch.split(digits, 1 << 24):
-        counts += torch.histc(part.float(), bins=size, min=0, max=size)[:num_bins].to(torch.int64)
-    return counts
+    counted = [shards.is_counted(name) for name in owners]
+    cut = find_cut(lambda: _some(keys, counted), num_pruned, shards.ranks)
+    ties = {name: torch.zeros_like(cut.key) for name in owners}
+    for name, part in zip(owners, keys(), strict=True):
+        ties[name] += (part == cut.key).sum()
+    names = list(ties)
+    before = shards.ties_before(names, torch.stack(list(ties.values())))
+    seen: dict[str, Tensor | int] = dict(zip(names, before, strict=True))
+    for name, mask, part in zip(owners, masks, keys(), strict=True):
+        seen[name] = keep_above_(mask, part, cut, seen[name])
+
+
+def _some(keys: Keys, are_counted: Iterable[bool]) -> Iterable[Tensor]:
+    """Yield the keys, of those that another rank counts none."""
+    return (part if ok else part[:0] for part, ok in zip(keys(), are_counted, strict=True))

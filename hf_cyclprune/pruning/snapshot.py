@@ -13,24 +13,35 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from hf_cyclprune.engines.ranks import process_index, sum_over_processes
 from hf_cyclprune.pruning.criterion import Criterion
 from hf_cyclprune.pruning.masks import pack_mask, unpack_mask
 from hf_cyclprune.pruning.pruner import Pruner
 
 
 def take_snapshot(pruner: Pruner) -> dict[str, Tensor]:
-    """Return copies on the CPU of all that `pruner` needs to go on bit for bit."""
+    """Return copies on the CPU of all that `pruner` needs to go on bit for bit; asks all ranks.
+
+    They are those of whole weights, so that a run may go on with another number of ranks.
+    """
     tensors = {"num_returned": pruner.num_returned}
     tensors |= {f"value.{name}": pruner.policy.saved(name) for name in pruner.policy.values}
-    protected = pruner.ranking.protected
-    if protected:
-        tensors |= {f"protected.{name}": pack_mask(mask) for name, mask in protected.items()}
+    if pruner.ranking.protected:
+        for name, mask in pruner.ranking.protected.items():
+            tensors[f"protected.{name}"] = pack_mask(pruner.shards[name].gather(mask))
         tensors["protected_until"] = torch.tensor(pruner.ranking.protected_until)
     for kind, criterion in _criteria(pruner).items():
         for quantity, known in criterion.memory.items():
-            tensors |= {f"{kind}.{quantity}.{name}": tensor for name, tensor in known.items()}
+            for name in filter(known.__contains__, pruner.shards):  # one order on all ranks
+                tensor = known[name]
+                if quantity in criterion.shared:
+                    tensor = sum_over_processes(tensor)
+                elif tensor.dim() > 0:
+                    tensor = pruner.shards[name].gather(tensor)
+                tensors[f"{kind}.{quantity}.{name}"] = tensor
     moments = pruner.observation.moments
-    tensors |= {f"moment.{name}": tensor for name, tensor in moments.own.items()}
+    for name in filter(moments.own.__contains__, pruner.shards):
+        tensors[f"moment.{name}"] = pruner.shards[name].gather(moments.own[name])
     tensors |= {f"steps.{name}": torch.tensor(n) for name, n in moments.num_steps.items()}
     return {key: tensor.detach().cpu().clone() for key, tensor in tensors.items()}
 
@@ -41,6 +52,11 @@ def restore_snapshot(pruner: Pruner, tensors: Mapping[str, Tensor]) -> None:
     What its method has no place for is left out, so that a run may go on with another method.
     """
     criteria, moments = _criteria(pruner), pruner.observation.moments
+
+    def part(name: str, whole: Tensor) -> Tensor:
+        mine = pruner.shards[name].part_of(whole) if whole.dim() > 0 else whole
+        return mine.to(pruner.masks[name].device, copy=True)
+
     for key, tensor in tensors.items():
         kind, _, name = key.partition(".")
         if kind == "num_returned":
@@ -50,16 +66,21 @@ def restore_snapshot(pruner: Pruner, tensors: Mapping[str, Tensor]) -> None:
         elif kind == "value" and name in pruner.policy.values:
             pruner.policy.load(name, tensor)
         elif kind == "protected":
-            mask = unpack_mask(tensor, pruner.shapes[name])
-            pruner.ranking.protected[name] = mask.to(pruner.masks[name].device)
+            pruner.ranking.protected[name] = part(name, unpack_mask(tensor, pruner.shapes[name]))
         elif kind in criteria:
             quantity, _, target = name.partition(".")
             known = criteria[kind].memory.setdefault(quantity, {})
-            known[target] = tensor.to(pruner.targets[target].device, copy=True)
+            is_shared = quantity in criteria[kind].shared
+            known[target] = _first_has(tensor, pruner) if is_shared else part(target, tensor)
         elif kind == "moment":
-            moments.own[name] = tensor.to(pruner.targets[name].device, copy=True)
+            moments.own[name] = part(name, tensor)
         elif kind == "steps":
             moments.num_steps[name] = int(tensor)
+
+
+def _first_has(total: Tensor, pruner: Pruner) -> Tensor:
+    """Return a sum over all processes as the first one's part, and zeros for the others."""
+    return (total * (process_index() == 0)).to(pruner.num_returned.device)
 
 
 def _criteria(pruner: Pruner) -> dict[str, Criterion]:

@@ -5,12 +5,13 @@ So BERT-base has 72 target weights, and embeddings, LayerNorms, biases, pooler a
 
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hf_cyclprune.checks import check_expressions
+from hf_cyclprune.engines.shards import Shards, plain_name, shape_of
 from hf_cyclprune.pruning.adapters import check_no_adapters
 from hf_cyclprune.pruning.blocks import find_block_weights, find_stacks, is_linear, warn_of_coverage
 
@@ -79,14 +80,14 @@ def _weights(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
         if not is_linear(module) and not isinstance(module, nn.Embedding):
             continue
         weight = dict(module.named_parameters(recurse=False)).get("weight")
-        if weight is None or weight.dim() != 2 or not weight.is_floating_point():
+        if weight is None or len(shape_of(weight)) != 2 or not weight.is_floating_point():
             continue  # parametrized or quantized
         if id(weight) in seen:
             continue
         seen.add(id(weight))
         if is_linear(module) and not isinstance(module, nn.Linear):
             weight.input_dim = 0
-        yield (f"{prefix}.weight" if prefix else "weight"), weight
+        yield plain_name(f"{prefix}.weight" if prefix else "weight"), weight
 
 
 def _in_blocks(model: nn.Module, weights: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
@@ -128,8 +129,9 @@ def find_layers(model: nn.Module, targets: Iterable[str]) -> dict[str, nn.Linear
         ValueError: one belongs to an Embedding or a Conv1D.
     """
     layers: dict[str, nn.Linear] = {}
+    modules = {plain_name(f"{name}.weight"): module for name, module in model.named_modules()}
     for name in targets:
-        layer = model.get_submodule(name.rpartition(".")[0])
+        layer = modules[name]
         if not isinstance(layer, nn.Linear):
             raise ValueError(
                 f"To look at its inputs, a target must be the weight of a Linear layer; got "
@@ -139,19 +141,19 @@ def find_layers(model: nn.Module, targets: Iterable[str]) -> dict[str, nn.Linear
     return layers
 
 
-def find_sparsity(targets: Mapping[str, Tensor]) -> float:
+def find_sparsity(shards: Shards) -> float:
     """Return the share of zeros in all target weights together, in [0, 1]."""
-    num_zeros = sum(weight.numel() - int(weight.count_nonzero()) for weight in targets.values())
-    return num_zeros / sum(weight.numel() for weight in targets.values())
+    num_zeros = shards.sum({name: (shard.weight == 0).sum() for name, shard in shards.items()})
+    return int(num_zeros.sum()) / sum(shard.numel for shard in shards.values())
 
 
-def check_finite(targets: Mapping[str, Tensor]) -> None:
+def check_finite(shards: Shards) -> None:
     """Raise for a weight that holds NaN or infinity: its scores would mean nothing.
 
     Raises:
         ValueError: names the first such weight.
     """
-    name = find_not_finite(targets)
+    name = find_not_finite(shards)
     if name is not None:
         raise ValueError(
             f"The target weight '{name}' holds NaN or infinity. Load a healthy checkpoint, or "
@@ -159,7 +161,8 @@ def check_finite(targets: Mapping[str, Tensor]) -> None:
         )
 
 
-def find_not_finite(targets: Mapping[str, Tensor]) -> str | None:
+def find_not_finite(shards: Shards) -> str | None:
     """Return the name of the first weight that holds NaN or infinity; None if none does."""
-    is_finite = torch.stack([weight.detach().isfinite().all() for weight in targets.values()])
-    return next((n for n, ok in zip(targets, is_finite.tolist(), strict=True) if not ok), None)
+    is_bad = [~shard.weight.isfinite().all() for shard in shards.values()]
+    answers = shards.ranks.any(torch.stack(is_bad)).tolist()
+    return next((name for name, bad in zip(shards, answers, strict=True) if bad), None)

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from hf_cyclprune.pruning.masks import compare_masks, pack_mask
+from hf_cyclprune.engines.shards import Shards
+from hf_cyclprune.pruning.masks import compare_masks, pack_mask, unpack_mask
 from hf_cyclprune.reporting.metrics import measured
 from hf_cyclprune.reporting.numbers import number, percent
 
@@ -91,12 +92,14 @@ class CycleHistory:
     is_plan_kept: bool = True
     """False once the run was resumed with another schedule."""
     reference: dict[str, Tensor] = field(default_factory=dict)
-    """The packed masks at the end of the previous cycle by name; {} in the first."""
+    """The packed masks at the end of the previous cycle by name; {} in the first. Where weights are
+    divided among ranks, those of the parts that are held here."""
 
     def observe_reset(
         self,
         t: int,
         masks: Mapping[str, Tensor],
+        shards: Shards | None = None,
         benefit: float | None = None,
         cost: float | None = None,
     ) -> None:
@@ -104,11 +107,20 @@ class CycleHistory:
         self.benefit, self.cost = benefit, cost
         if self.reference:
             self.reset_step = t
-            self.recovered_at_edge = compare_masks(self.reference, masks)[0]
+            self.recovered_at_edge = compare_masks(self.reference, masks, shards)[0]
 
-    def observe_end(self, t: int, cycle: int, sparsity: float, masks: Mapping[str, Tensor]) -> None:
+    def observe_end(
+        self,
+        t: int,
+        cycle: int,
+        sparsity: float,
+        masks: Mapping[str, Tensor],
+        shards: Shards | None = None,
+    ) -> None:
         """Add a cycle, counted from 0, whose last step was t."""
-        recovered, change = compare_masks(self.reference, masks) if self.reference else (None, None)
+        recovered = change = None
+        if self.reference:
+            recovered, change = compare_masks(self.reference, masks, shards)
         self.cycles.append(
             CycleReport(
                 cycle=cycle + 1,
@@ -138,6 +150,14 @@ class CycleHistory:
         """Return the shares of the cycle that ended with step t; {} if none did."""
         is_end = bool(self.cycles) and self.cycles[-1].end_step == t
         return self.cycles[-1].shares if is_end else {}
+
+    def reference_of_wholes(self, shards: Shards) -> dict[str, Tensor]:
+        """Return the reference for whole weights; asks all ranks."""
+        wholes = {}
+        for name, packed in self.reference.items():
+            mask = unpack_mask(packed, tuple(shards[name].weight.shape))
+            wholes[name] = pack_mask(shards[name].gather(mask.to(shards[name].weight.device)))
+        return wholes
 
     def to_dict(self) -> dict[str, Any]:
         """Return values that JSON has, without the reference."""

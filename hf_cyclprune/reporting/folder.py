@@ -169,7 +169,7 @@ def report_folder(folder: str | Path, model: PreTrainedModel | None = None) -> S
         patterns=[*CHECKED_PATTERNS, config.pattern] if config else CHECKED_PATTERNS,
         cycles=saved.cycles if saved is not None else (),
         target_sparsity=config.target_sparsity if config else None,
-        whole=model,
+        parameters=model.parameters(),
     )
 
 

@@ -51,7 +51,7 @@ class SparsityReport(WeightGroup):
         cycles: Iterable[CycleReport] = (),
         target_sparsity: float | None = None,
         output_errors: Mapping[str, tuple[float, float]] | None = None,
-        whole: nn.Module | None = None,
+        parameters: Iterable[Tensor] | None = None,
     ) -> "SparsityReport":
         """Count the zeros of the target weights as they are now.
 
@@ -62,18 +62,19 @@ class SparsityReport(WeightGroup):
             patterns: the n:m patterns to check; other patterns are passed over.
             cycles, target_sparsity: those of the run, for the report.
             output_errors: name -> `output_error_masked` and `output_error` of `WeightReport`.
-            whole: the model that the weights of a mapping belong to.
+            parameters: all of the model that the weights of a mapping belong to.
         """
         weights = model
         if isinstance(weights, nn.Module):
-            whole, weights = weights, find_targets(weights, targets, ignore, keep_frozen=True)
+            parameters = weights.parameters()
+            weights = find_targets(weights, targets, ignore, keep_frozen=True)
         checked = [p for p in map(parse_pattern, dict.fromkeys(patterns)) if isinstance(p, NM)]
         errors = output_errors or {}
         counted = (
             measure_weight(name, weight, checked, errors.get(name, (None, None)))
             for name, weight in weights.items()
         )
-        sums = count_parameters(whole) if whole is not None else (None, None)
+        sums = count_parameters(parameters) if parameters is not None else (None, None)
         return cls(tuple(counted), tuple(cycles), target_sparsity, *sums)
 
     @property

@@ -1,11 +1,11 @@
 """The zeros of target weights: counted in each of them, and added up over groups of them."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hf_cyclprune.pruning.blocks import input_last
 from hf_cyclprune.pruning.patterns import NM
@@ -129,9 +129,9 @@ def measure_weight(
     )
 
 
-def count_parameters(model: nn.Module) -> tuple[int, int]:
+def count_parameters(parameters: Iterable[Tensor]) -> tuple[int, int]:
     """Return the number of all parameters of a model, and how many of them are zero."""
-    sizes = [(p.numel(), p.numel() - int(p.detach().count_nonzero())) for p in model.parameters()]
+    sizes = [(p.numel(), p.numel() - int(p.detach().count_nonzero())) for p in parameters]
     total, zeros = (sum(column) for column in zip(*sizes, strict=True))
     return total, zeros
 

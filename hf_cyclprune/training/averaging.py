@@ -12,13 +12,16 @@ masks, and anew if masks are recomputed later: a pruned weight is zero in every 
 n in its metadata, under "num_steps".
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
+from hf_cyclprune.engines.shards import Shards, plain_name
 from hf_cyclprune.files import AVERAGE_NAME, whole_file
 from hf_cyclprune.pruning.schedules import Schedule
 
@@ -47,19 +50,27 @@ class WeightAverage:
         model: read after every optimizer step, and changed at the end.
         decay: in [0, 1).
         schedule: says from which step on the masks are fixed.
+        optimizer: moves the weights.
 
     Raises:
         ValueError: they are never fixed.
     """
 
-    def __init__(self, model: nn.Module, decay: float, schedule: Schedule) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        decay: float,
+        schedule: Schedule,
+        optimizer: Optimizer | None = None,
+    ) -> None:
         self._decay = decay
         self._first_step = first_fixed_step(schedule)
-        self._weights = {
-            name: weight
+        trained = {
+            plain_name(name): weight
             for name, weight in model.named_parameters()
             if weight.requires_grad and weight.is_floating_point()
         }
+        self._shards = Shards(trained, optimizer)
         self.values: dict[str, Tensor] = {}
         """Name -> average, in fp32 where the weight has less."""
         self.num_steps = 0
@@ -81,10 +92,11 @@ class WeightAverage:
             return
         self.num_steps += 1
         share = (1 - self._decay) / (1 - self._decay**self.num_steps)
-        for name, weight in self._weights.items():
+        for name, shard in self._shards.items():
+            weight = shard.weight
             if self.num_steps == 1:
                 dtype = torch.promote_types(weight.dtype, torch.float32)
-                self.values[name] = weight.detach().to(dtype, copy=True)
+                self.values[name] = weight.to(dtype, copy=True)
             else:
                 self.values[name].lerp_(weight.to(self.values[name].dtype), share)
 
@@ -92,16 +104,21 @@ class WeightAverage:
     def apply_(self) -> None:
         """Put the average into the model, if there is one."""
         self.is_applied = self.num_steps > 0
-        for name, weight in self._weights.items() if self.is_applied else ():
-            weight.copy_(self.values[name])
+        for name, shard in self._shards.items() if self.is_applied else ():
+            shard.weight.copy_(self.values[name])
+        self._shards.spread_()
 
-    def save(self, folder: Path) -> None:
-        """Write the average into a checkpoint, or delete that of other steps."""
+    def wholes(self) -> dict[str, Tensor]:
+        """Return the average of whole weights; asks all ranks."""
+        return {name: self._shards[name].gather(value) for name, value in self.values.items()}
+
+    def save(self, folder: Path, wholes: Mapping[str, Tensor]) -> None:
+        """Write what `wholes` returned into a checkpoint, or delete that of other steps."""
         path = folder / AVERAGE_NAME
         if self.num_steps == 0:
             path.unlink(missing_ok=True)
             return
-        tensors = {name: value.contiguous() for name, value in self.values.items()}
+        tensors = {name: value.contiguous() for name, value in wholes.items()}
         with whole_file(path) as temporary:
             save_file(tensors, temporary, metadata={"num_steps": str(self.num_steps)})
 
@@ -121,11 +138,14 @@ class WeightAverage:
         with safe_open(checkpoint / AVERAGE_NAME, framework="pt") as file:
             num_steps = int(file.metadata()["num_steps"])
             saved = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        odd = sorted(saved.keys() ^ self._weights.keys())
+        odd = sorted(saved.keys() ^ self._shards.keys())
         if odd:
             raise ValueError(
                 "The checkpoint's average is not of the weights that are trained: they differ at "
                 f"'{odd[0]}'. Resume with the same trained weights."
             )
         self.num_steps = num_steps
-        self.values = {name: saved[name].to(w.device) for name, w in self._weights.items()}
+        self.values = {
+            name: shard.part_of(saved[name]).to(shard.weight.device, copy=True)
+            for name, shard in self._shards.items()
+        }

@@ -17,7 +17,7 @@ from hf_cyclprune.reporting.report import SparsityReport
 from hf_cyclprune.training.arguments import READERS, PruningArguments
 from hf_cyclprune.training.cycle_log import show_line
 from hf_cyclprune.training.describe import trained_module
-from hf_cyclprune.training.health import check_weights, warn_of_unfrozen
+from hf_cyclprune.training.health import check_weights, warn_if_off_target, warn_of_unfrozen
 from hf_cyclprune.training.lr import restarts
 from hf_cyclprune.training.run import PruningRun
 
@@ -194,7 +194,7 @@ class PruningCallback(TrainerCallback):
             self.run.apply_average()
         check_weights(self.run, state, state.global_step)
         warn_of_unfrozen(self.run, trained_module(kwargs["model"], kwargs.get("st_model")))
-        self.run.warn_if_off_target(state)
+        warn_if_off_target(self.run, state)
         if not self.is_in_pruning_trainer:
             self.run.warn_if_unmasked()
         self.run.end()

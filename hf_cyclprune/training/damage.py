@@ -20,6 +20,13 @@ from hf_cyclprune.packing.manifest import INDEX, list_files
 from hf_cyclprune.reporting.folder import list_checkpoints
 from hf_cyclprune.training.state import load_state
 
+_RESUMED = (
+    ("optimizer.pt", "optimizer.bin", "optimizer_0", "global_step*"),  # FSDP, sharded; DeepSpeed
+    ("scheduler.pt",),
+    ("rng_state*.pth",),
+)
+"""What a run resumes from besides weights and state; one of each is needed."""
+
 
 def newest_checkpoint(
     folder: str | Path, *, remove: bool = False, needs_optimizer: bool = True
@@ -87,9 +94,9 @@ def find_damage(folder: Path, needs_optimizer: bool = True) -> str | None:
         load_state(folder)
     except ValueError:
         return "its pruning state is damaged"
-    for pattern in ("optimizer.pt", "scheduler.pt", "rng_state*.pth") if needs_optimizer else ():
-        if not any(folder.glob(pattern)):
-            return f"it has no {pattern}"
+    for patterns in _RESUMED if needs_optimizer else ():
+        if not any(path for pattern in patterns for path in folder.glob(pattern)):
+            return f"it has no {patterns[0]}"
     for name in ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state.pth"):
         if (folder / name).exists() and not zipfile.is_zipfile(folder / name):
             return f"its {name} is cut short"

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import Trainer
 from transformers.modelcard import extract_hyperparameters_from_trainer
 
-from hf_cyclprune.pruning.second_moments import unwrapped
+from hf_cyclprune.engines.shard import unwrapped
 from hf_cyclprune.reporting.run import RunRecord
 from hf_cyclprune.secrets import redact
 

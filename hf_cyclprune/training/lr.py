@@ -13,6 +13,7 @@ from transformers.trainer_utils import SchedulerType
 
 from hf_cyclprune.checks import check_not_negative
 from hf_cyclprune.config import PruningConfig
+from hf_cyclprune.engines.shard import unwrapped
 from hf_cyclprune.pruning.schedules import Schedule
 
 # Driven by a metric, or restarting by a clock of their own.
@@ -45,7 +46,7 @@ def get_restarting_scheduler(
     """
     check_restartable(name)
     check_warmup(num_warmup_steps, schedule)
-    lr = optimizer.defaults.get("lr", optimizer.param_groups[0]["lr"])  # some schedules read it
+    lr = getattr(unwrapped(optimizer), "defaults", {}).get("lr", optimizer.param_groups[0]["lr"])
     factors: dict[int, Callable[[int], float]] = {}
     for length in {schedule.cycle_length(c) for c in range(schedule.num_cycles)}:
         kwargs = scheduler_specific_kwargs

@@ -1,12 +1,15 @@
 """What a pruning run needs of the Trainer, the training engine and the model."""
 
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Iterable
 
-from torch import Tensor
-from transformers import Trainer, TrainerState, TrainingArguments
+import torch
+from torch import nn
+from transformers import Trainer, TrainerState
 from transformers.utils import logging
 
 from hf_cyclprune.config import PruningConfig
+from hf_cyclprune.engines.shards import Shards
 from hf_cyclprune.pruning.targets import find_sparsity
 from hf_cyclprune.reporting.numbers import percent
 from hf_cyclprune.reporting.weights import MOST_ZEROS_BY_CHANCE
@@ -45,18 +48,21 @@ def has_inflated_loss(trainer: Trainer) -> bool:
     return trainer.model is not None and is_loss_inflated(bare_model(trainer))
 
 
-def check_engine(args: TrainingArguments, targets: Mapping[str, Tensor]) -> None:
-    """Raise a ValueError where a process does not hold, and update, the whole of every weight."""
-    is_sharded = any(
-        hasattr(weight, "ds_id")
-        or hasattr(weight, "_hp_mapping")
-        or hasattr(weight.data, "placements")
-        for weight in targets.values()
-    )
-    if is_sharded or args.deepspeed or args.fsdp:
+def check_engine(model: nn.Module) -> None:
+    """Raise a ValueError for a training engine that cannot keep zeros."""
+    if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
         raise ValueError(
-            "FSDP, DeepSpeed and tensor parallelism are not supported: they shard the weights, and "
-            "pruning needs whole ones on every process. Train on one device."
+            "fsdp must be FSDP2, since FSDP1 joins the weights into flat tensors; got version 1. "
+            'Set fsdp_config={"version": 2, ...}, or "fsdp_version: 2" for accelerate launch.'
+        )
+
+
+def check_whole(shards: Shards) -> None:
+    """Raise a ValueError where a process does not hold the whole of every weight."""
+    if shards.ranks.is_divided:
+        raise ValueError(
+            "teacher='last_cycle' needs the whole model in every process, but FSDP or DeepSpeed "
+            "divides it. Train with DistributedDataParallel, or choose another teacher."
         )
 
 
@@ -76,9 +82,23 @@ def claim_weights(state: TrainerState, targets: Iterable[str]) -> None:
     claimed.update(targets)
 
 
-def warn_of_zeros(targets: Mapping[str, Tensor]) -> None:
+def warn_of_low_precision(shards: Shards) -> None:
+    """Warn if the optimizer moves weights of 16 bits, and no copy of them of 32 bits."""
+    dtypes = {shard.weight.dtype for shard in shards.values()}
+    low = [dtype for dtype in (torch.bfloat16, torch.float16) if dtype in dtypes]
+    if low:
+        name = str(low[0]).removeprefix("torch.")
+        warnings.warn(
+            f"The weights to prune are {name}: small updates are lost, so that pruned weights "
+            "recover badly, and many weights tie in the ranking. Load the model with "
+            "dtype=torch.float32, and train it with bf16=True or fp16=True.",
+            stacklevel=2,
+        )
+
+
+def warn_of_zeros(shards: Shards) -> None:
     """Log a warning if a run starts from a sparse model, whose zeros the schedule may free."""
-    share = find_sparsity(targets)
+    share = find_sparsity(shards)
     if share > MOST_ZEROS_BY_CHANCE:
         logger.warning(
             f"The model already has {percent(share)} zeros in its target weights. They may all "

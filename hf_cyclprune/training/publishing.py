@@ -6,6 +6,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from transformers.trainer_utils import HubStrategy
 from transformers.utils.hub import PushInProgress
 
 from hf_cyclprune.card.card import Card
+from hf_cyclprune.engines.shards import shape_of
 from hf_cyclprune.hub.errors import PushError, explain, explained
 from hf_cyclprune.hub.page import CARD_NAME, add_extras, copy_records, remove_extras, write_card
 from hf_cyclprune.hub.remote import Branch
@@ -110,12 +112,12 @@ class Publisher:
         name = self._card_options.get("model_name") or repo_name(trainer).rpartition("/")[2]
         return Card(
             model_name=name,
-            report=run.report(model),
+            report=run.counts.of_saved(model, run.history.cycles),
             config=run.config,
             record=record,
             repo_id=getattr(trainer, "hub_model_id", None),
             model_class=type(model).__name__,
-            num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+            num_parameters=sum(prod(shape_of(parameter)) for parameter in model.parameters()),
         )
 
     def write_card(

@@ -12,23 +12,24 @@ from typing import Any
 
 from torch import Tensor
 
+from hf_cyclprune.engines.shard import Shard, unwrapped
 from hf_cyclprune.pruning.pruner import Pruner
 from hf_cyclprune.pruning.schedules import Schedule
-from hf_cyclprune.pruning.second_moments import unwrapped
 from hf_cyclprune.reporting.numbers import number
 
 _SAMPLE = 1 << 16  # weights of a matrix that are looked at
 
 
 def find_reach(
-    targets: Mapping[str, Tensor], schedule: Schedule, optimizer: Any, lr_scheduler: Any
+    shards: Mapping[str, Shard], schedule: Schedule, optimizer: Any, lr_scheduler: Any
 ) -> float | None:
     """Return the reach of a run's last cycle: the median over the targets of
 
         sum of the learning rates / smallest |w| that is kept at the target sparsity
 
-    by the weights as they are now. None where it is not known: for optimizers other than Adam's
-    family, and learning rates that are not a function of the step.
+    by the weights as they are now, of divided ones by the part that is here. None where it is not
+    known: for optimizers other than Adam's family, and learning rates that are no function of the
+    step.
     """
     inner, scheduler = unwrapped(optimizer), getattr(lr_scheduler, "scheduler", lr_scheduler)
     curves = getattr(scheduler, "lr_lambdas", None)
@@ -36,15 +37,17 @@ def find_reach(
         return None
     start, end = schedule.edges[-2:]
     travel = sum(scheduler.base_lrs[0] * curves[0](step) for step in range(start, end))
-    smallest = [_quantile(weight.detach(), schedule.sparsity) for weight in targets.values()]
-    return median(travel / size if size else float("inf") for size in smallest)
+    weights = [shard.weight for shard in shards.values() if shard.weight.numel()]
+    smallest = [_quantile(weight, schedule.sparsity) for weight in weights]
+    return median(travel / size if size else float("inf") for size in smallest or [0.0])
 
 
 def _quantile(weight: Tensor, sparsity: float) -> float:
     """Return the |w| below which this share of the weights lies, from a regular sample."""
     flat = weight.flatten()
     sample = flat[:: max(1, flat.numel() // _SAMPLE)].abs().float()
-    return float(sample.kthvalue(min(int(sparsity * sample.numel()) + 1, sample.numel())).values)
+    # PyTorch refuses kthvalue on a GPU where deterministic algorithms are demanded.
+    return float(sample.sort().values[min(int(sparsity * sample.numel()), sample.numel() - 1)])
 
 
 def warn_of_reach(pruner: Pruner, reach: float | None, criterion: str) -> None:

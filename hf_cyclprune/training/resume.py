@@ -25,7 +25,8 @@ def restore_masks(pruner: Pruner, saved: PruningState) -> None:
             "Resume with the same model, targets and ignore."
         )
     for name, packed in saved.masks.items():
-        pruner.masks[name].copy_(unpack_mask(packed, pruner.shapes[name]))
+        whole = unpack_mask(packed, pruner.shapes[name])
+        pruner.masks[name].copy_(pruner.shards[name].part_of(whole))
     pruner.count_pruned()
     restore_snapshot(pruner, saved.snapshot)
     pending = set(saved.pending)

@@ -1,24 +1,33 @@
 """A training run that prunes: its start or resume, its steps, its state and its report."""
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import TrainerState, TrainingArguments
 
 from hf_cyclprune.config import PruningConfig, config_to_dict
-from hf_cyclprune.pruning.masks import pack_mask
+from hf_cyclprune.engines.shards import Shards, reshard
+from hf_cyclprune.pruning.masks import pack_mask, parts_of_packed
 from hf_cyclprune.pruning.pruner import Pruner
 from hf_cyclprune.pruning.snapshot import take_snapshot
 from hf_cyclprune.pruning.targets import check_finite, find_targets
 from hf_cyclprune.reporting.cycles import CycleHistory
-from hf_cyclprune.reporting.numbers import percent
-from hf_cyclprune.reporting.report import CHECKED_PATTERNS, SparsityReport
+from hf_cyclprune.reporting.report import SparsityReport
 from hf_cyclprune.training.averaging import WeightAverage
+from hf_cyclprune.training.counts import Counts
 from hf_cyclprune.training.cycle_teacher import CycleTeacher
-from hf_cyclprune.training.prerequisites import check_engine, claim_weights, warn_of_zeros
+from hf_cyclprune.training.prerequisites import (
+    check_engine,
+    check_whole,
+    claim_weights,
+    warn_of_low_precision,
+    warn_of_zeros,
+)
 from hf_cyclprune.training.reach import find_reach, warn_of_reach
 from hf_cyclprune.training.resume import (
     check_rebuildable,
@@ -37,9 +46,13 @@ class PruningRun:
 
     config: PruningConfig
     pruner: Pruner
+    model: nn.Module
     history: CycleHistory = field(default_factory=CycleHistory)
     average: WeightAverage | None = None
     teacher: CycleTeacher | None = None
+
+    def __post_init__(self) -> None:
+        self.counts = Counts(self.config, self.pruner.shards)
 
     @classmethod
     def start(
@@ -59,19 +72,21 @@ class PruningRun:
             ValueError: the model, the training engine or the checkpoint does not fit the config.
         """
         targets = find_targets(model, config.targets, config.ignore)
-        check_engine(args, targets)
+        check_engine(model)
         claim_weights(state, targets)
-        check_finite(targets)
-        run = cls(config, config.build_pruner(targets, state.max_steps, optimizer))
+        check_finite(shards := Shards(targets, optimizer))
+        warn_of_low_precision(shards)
+        run = cls(config, config.build_pruner(targets, state.max_steps, optimizer), model)
         if config.ema_decay is not None:
-            run.average = WeightAverage(model, config.ema_decay, run.pruner.schedule)
+            run.average = WeightAverage(model, config.ema_decay, run.pruner.schedule, optimizer)
         if isinstance(args, TeacherOptions) and args.teacher == LAST_CYCLE:
+            check_whole(shards)
             run.teacher = CycleTeacher(model)
         if state.global_step > 0:
             run._resume(state, checkpoint)
         elif run.has_cycles:
-            warn_of_zeros(targets)
-        run.pruner.apply_masks_()
+            warn_of_zeros(shards)
+        run.apply_masks_()
         run.pruner.observation.watch(model)
         return run
 
@@ -79,14 +94,21 @@ class PruningRun:
         """Find out how far returning weights can travel, and warn if they cannot recover."""
         pruner, history = self.pruner, self.history
         if self.has_cycles and history.reach is None:
-            history.reach = find_reach(pruner.targets, pruner.schedule, optimizer, lr_scheduler)
+            history.reach = find_reach(pruner.shards, pruner.schedule, optimizer, lr_scheduler)
             warn_of_reach(pruner, history.reach, self.config.plan.criterion)
 
     def end(self) -> None:
         """Leave the model pruned and without the hooks of this run, wherever training stopped."""
-        self.pruner.observation.unwatch()
+        self.pruner.release()
         if self.pruner.policy.is_open:  # a step had begun
-            self.pruner.apply_masks_()
+            with torch.no_grad():  # asks no other rank: it may have failed
+                self.pruner.policy.close_(0.0)
+                self.pruner.shards.publish_()
+
+    def apply_masks_(self) -> None:
+        """Set every pruned weight to zero, between two steps."""
+        reshard(self.model)
+        self.pruner.apply_masks_()
 
     @property
     def has_cycles(self) -> bool:
@@ -114,7 +136,8 @@ class PruningRun:
 
     def _restore(self, saved: PruningState) -> None:
         restore_masks(self.pruner, saved)
-        self.history = CycleHistory.from_dict(saved.history, saved.reference)
+        reference = parts_of_packed(saved.reference, self.pruner.shards)
+        self.history = CycleHistory.from_dict(saved.history, reference)
 
     def _forget_best_off_target(self, state: TrainerState) -> None:
         """Make the Trainer choose its best model anew if the old one is below this run's target.
@@ -132,7 +155,8 @@ class PruningRun:
         """Prune after optimizer step t = 1, 2, ... and return whether a cycle ended with it."""
         done = self.pruner.step(t)
         if done.is_reset:
-            self.history.observe_reset(t, self.pruner.masks, done.benefit, done.cost)
+            masks, shards = self.pruner.masks, self.pruner.shards
+            self.history.observe_reset(t, masks, shards, done.benefit, done.cost)
         if self.average is not None:
             is_recomputed, is_pending = done.num_recomputed > 0, bool(self.pruner.pending)
             self.average.update(t, is_recomputed=is_recomputed, is_pending=is_pending)
@@ -141,26 +165,35 @@ class PruningRun:
             return False
         if self.teacher is not None:
             self.teacher.take()
-        self.history.observe_end(t, schedule.cycle(t), self.pruner.sparsity, self.pruner.masks)
+        pruner = self.pruner
+        self.history.observe_end(t, schedule.cycle(t), pruner.sparsity, pruner.masks, pruner.shards)
         return True
 
-    def save(self, folder: Path, step: int) -> None:
-        """Write masks, pending resets, cycles and average as after optimizer step `step`."""
+    def save(self, folder: Path, step: int, *, is_writer: bool) -> None:
+        """Write masks, pending resets, cycles and average as after optimizer step `step`.
+
+        All ranks must call it, since each may hold a part; the one that writes has `is_writer`.
+        """
         pruner = self.pruner
+        whole = {name: pruner.shards[name].gather(mask) for name, mask in pruner.masks.items()}
         state = PruningState(
             step=step,
             total_steps=pruner.schedule.total_steps,
             config=config_to_dict(self.config),
-            masks={name: pack_mask(mask) for name, mask in pruner.masks.items()},
+            masks={name: pack_mask(mask) for name, mask in whole.items()},
             pending=[pruner.groups[g][0] for g in sorted(pruner.pending)],
             history=self.history.to_dict(),
-            reference=self.history.reference,
+            reference=self.history.reference_of_wholes(pruner.shards),
             snapshot=take_snapshot(pruner),
         )
+        average = self.average.wholes() if self.average is not None else {}
+        if not is_writer:
+            return
         save_state(state, folder)
-        for companion in (self.average, self.teacher):
-            if companion is not None:
-                companion.save(folder)
+        if self.average is not None:
+            self.average.save(folder, average)
+        if self.teacher is not None:
+            self.teacher.save(folder)
 
     @property
     def is_averaged(self) -> bool:
@@ -170,8 +203,9 @@ class PruningRun:
     def apply_average(self) -> None:
         """Put the average over the last steps into the model, if there is one."""
         if self.average is not None:
+            reshard(self.model)
             self.average.apply_()
-            self.pruner.apply_masks_()
+            self.apply_masks_()
 
     def take_masks_of(self, checkpoint: Path) -> None:
         """Take masks and cycles from the checkpoint whose weights the Trainer has just loaded."""
@@ -189,25 +223,15 @@ class PruningRun:
         return values | (self.history.shares_at(step) if is_training else {})
 
     def report(self, model: nn.Module) -> SparsityReport:
-        """Count the zeros in the model as it is now, and add the cycles so far."""
-        return SparsityReport.measure(
-            {name: model.get_parameter(name) for name in self.pruner.targets},
-            patterns=[*CHECKED_PATTERNS, self.config.pattern],
-            cycles=self.history.cycles,
-            target_sparsity=self.config.target_sparsity,
-            whole=model,
-        )
+        """Count the zeros in the model as it is now, and add the cycles so far: see `Counts`."""
+        return self.counts.of_model(model, self.history.cycles)
 
-    def warn_if_off_target(self, state: TrainerState) -> None:
-        """Warn if the run has ended where the model is not at its target sparsity."""
-        if not self.pruner.is_at_target:
-            warnings.warn(
-                f"Training ended after optimizer step {state.global_step} of {state.max_steps} at "
-                f"a sparsity of {percent(self.pruner.sparsity)}, not at the target of "
-                f"{percent(self.pruner.schedule.sparsity)}. Resume from a checkpoint to finish the "
-                "schedule.",
-                stacklevel=2,
-            )
+    def prepare_saving(
+        self, state_dict: Mapping[str, Tensor] | None, *, is_everybody_here: bool
+    ) -> None:
+        """Look at what is about to be saved: see `Counts`."""
+        self.warn_if_unmasked()
+        self.counts.look_at_saved(self.model, self.history.cycles, state_dict, is_everybody_here)
 
     def warn_if_unmasked(self) -> None:
         """Warn if a pruned weight is not zero, since a saved model would hold that value."""

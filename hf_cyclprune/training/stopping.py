@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
+from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers import TrainerControl as Control
 from transformers import TrainerState as State
 from transformers import TrainingArguments as Args
@@ -11,7 +12,7 @@ from transformers.trainer_callback import CallbackHandler
 from transformers.utils import logging
 
 from hf_cyclprune.pruning.pruner import Pruner
-from hf_cyclprune.training.run import PruningRun
+from hf_cyclprune.training.health import warn_if_off_target
 
 logger = logging.get_logger(__name__)
 
@@ -98,19 +99,17 @@ class StopGate(TrainerCallback):
 
 
 @contextmanager
-def left_masked(trainer: Trainer, find_run: Callable[[], PruningRun | None]) -> Iterator[None]:
-    """Inside, a Trainer trains; however it ends, no pruned weight keeps a value.
+def left_masked(trainer: Any) -> Iterator[None]:
+    """Inside, a PruningTrainer trains; however it ends, no pruned weight keeps a value.
 
-    If a person interrupts it off target, warns. `find_run` returns the run that prunes, or None.
+    If a person interrupts it off target, warns.
     """
     try:
         yield
     except KeyboardInterrupt:
-        run = find_run()
-        if run is not None:
-            run.warn_if_off_target(trainer.state)
+        if trainer.pruning_run is not None:
+            warn_if_off_target(trainer.pruning_run, trainer.state)
         raise
     finally:
-        run = find_run()
-        if run is not None:
-            run.end()
+        if trainer.pruning_run is not None:
+            trainer.pruning_run.end()

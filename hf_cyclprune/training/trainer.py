@@ -15,6 +15,7 @@ from hf_cyclprune.pruning.pruner import Pruner
 from hf_cyclprune.reporting.report import SparsityReport
 from hf_cyclprune.secrets import hide_token
 from hf_cyclprune.training import upstream
+from hf_cyclprune.training.across import resumed_across
 from hf_cyclprune.training.callback import PruningCallback, find_callback, with_callback
 from hf_cyclprune.training.damage import checkpoint_folder, checkpoint_to_resume
 from hf_cyclprune.training.describe import bare_model
@@ -108,7 +109,8 @@ class PruningTrainer(Trainer):
             self.pruning_callback.join_pruning_trainer(resume_from_checkpoint)
         self._prepare_run()
         self.evaluations.forget()
-        with left_masked(self, lambda: self.pruning_run), options_of_trial(self, *args, **kwargs):
+        across = resumed_across(self, resume_from_checkpoint)
+        with left_masked(self), options_of_trial(self, *args, **kwargs), across:
             return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
@@ -153,8 +155,9 @@ class PruningTrainer(Trainer):
         self.stop_gate.is_preempted |= upstream.is_preempted(folder)
         if self.args.should_save:
             upstream.forget_state(folder)
-            if self.pruning_run is not None:
-                self.pruning_run.save(folder, self.state.global_step)
+        if self.pruning_run is not None:
+            step = self.state.global_step
+            self.pruning_run.save(folder, step, is_writer=self.args.should_save)
         with upstream.own_names(bare_model(self)):
             super()._save_checkpoint(model, trial)
 
@@ -165,9 +168,14 @@ class PruningTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         hide_token(self.args)
         if self.pruning_run is not None:
-            self.pruning_run.warn_if_unmasked()
+            is_shared = getattr(self, "is_distributed_loading_by_transformers", False)
+            self.pruning_run.prepare_saving(state_dict, is_everybody_here=is_shared)
         folder = Path(output_dir if output_dir is not None else str(self.args.output_dir))
-        self.saver.save(folder, partial(super()._save, state_dict=state_dict), self.model_card())
+        write = partial(super()._save, state_dict=state_dict)
+        if self.args.should_save:
+            self.saver.save(folder, write, self.model_card())
+        else:
+            write(str(folder))
 
     def init_hf_repo(self, token: str | None = None, *args: Any, **kwargs: Any) -> None:
         with explained(repo_name(self)):

@@ -74,7 +74,7 @@ def test_frozen_weights_are_counted_without_a_warning(sparse_bert, recwarn):
 
 def test_weights_given_by_name_are_counted_as_those_of_a_model(sparse_bert):
     weights = dict(list(find_targets(sparse_bert).items())[2:4])
-    report = SparsityReport.measure(weights, patterns=["1:4"], whole=sparse_bert)
+    report = SparsityReport.measure(weights, patterns=["1:4"], parameters=sparse_bert.parameters())
     expressions = [f"^{name}$" for name in weights]
     assert report == SparsityReport.measure(sparse_bert, targets=expressions, patterns=["1:4"])
     assert [weight.name for weight in report.weights] == list(weights)

@@ -150,7 +150,7 @@ def test_a_best_model_that_is_loaded_stays(watched):
 @pytest.mark.parametrize("step", [20, FIRST, 38])
 def test_an_interrupted_run_ends_bit_identical(train, tmp_path, step):
     def run(folder, crash_at=None, resume=None):
-        args = {"output_dir": str(tmp_path / folder), "save_strategy": "steps", "save_steps": 1}
+        args = {"output_dir": str(tmp_path / folder), "save_strategy": "steps", "save_steps": step}
         watch = Weights(crash_at)
         options = {"args": args, "pruning_config": CONFIG, "callbacks": [watch]}
         return train(PruningTrainer, resume=resume, **options)
@@ -173,7 +173,7 @@ def test_an_average_of_other_weights_or_without_a_file_is_refused(tmp_path):
         average.resume(tmp_path, 5)
     with pytest.raises(ValueError, match=r"ema_decay must be left out .*step 1\. Use Pruning"):
         average.resume(None, 5)
-    average.save(tmp_path)
+    average.save(tmp_path, {})
     assert not (tmp_path / AVERAGE_NAME).exists(), "it was of other steps"
     average.resume(tmp_path, 5)
     assert average.num_steps == 0

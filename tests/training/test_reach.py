@@ -6,6 +6,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from hf_cyclprune import PruningConfig, PruningTrainer, Schedule, get_restarting_scheduler
 from hf_cyclprune.card.rendering import make_card
+from hf_cyclprune.engines.shards import Shards
 from hf_cyclprune.training.reach import find_reach
 
 MATRICES = {
@@ -25,17 +26,17 @@ def test_reach_is_the_sum_of_the_learning_rates_over_the_smallest_kept_weight():
     scheduler = get_restarting_scheduler("linear", optimizer, schedule)
     # The last cycle has 10 steps with 0.5 * (1, 0.9, ..., 0.1), a sum of 2.75. At 80 % the smallest
     # kept weights are 81, 8.1 and 810: the median is that of the first matrix.
-    assert find_reach(MATRICES, schedule, optimizer, scheduler) == pytest.approx(2.75 / 81)
+    assert find_reach(Shards(MATRICES), schedule, optimizer, scheduler) == pytest.approx(2.75 / 81)
 
 
 def test_reach_is_unknown_for_optimizers_and_learning_rates_that_do_not_tell():
     schedule = Schedule(0.8, 20, num_cycles=2)
     sgd = optimizer_of(torch.optim.SGD)
-    assert find_reach(MATRICES, schedule, sgd, LambdaLR(sgd, lambda step: 1.0)) is None
+    assert find_reach(Shards(MATRICES), schedule, sgd, LambdaLR(sgd, lambda step: 1.0)) is None
     adam = optimizer_of()
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(adam)
-    assert find_reach(MATRICES, schedule, adam, plateau) is None
-    assert find_reach(MATRICES, schedule, None, None) is None
+    assert find_reach(Shards(MATRICES), schedule, adam, plateau) is None
+    assert find_reach(Shards(MATRICES), schedule, None, None) is None
 
 
 def test_a_run_in_which_nothing_can_recover_says_so_before_it_starts_and_on_its_card(train):

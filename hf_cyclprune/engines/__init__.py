@@ -1,0 +1,1 @@
+"""What training engines do to a weight: which part of it a process holds, and where zeros stay."""
