@@ -21,7 +21,7 @@ from hf_cyclprune.pruning.ramps import RAMPS
 from hf_cyclprune.pruning.schedules import LEVELS, RECOMPUTE, Schedule
 
 FRACTIONS = ("reset_ratio", "ramp_ratio", "rise_ratio", "initial_sparsity")
-FLAGS = ("lr_restarts", "eval_cycle_ends", "save_cycle_ends", "fix_loss_scaling")
+FLAGS = ("lr_restarts", "reset_momentum", "eval_cycle_ends", "save_cycle_ends", "fix_loss_scaling")
 OPTIONAL = set(Plan.__dataclass_fields__)
 
 BAD = [

@@ -133,7 +133,7 @@ def test_every_method_trains_on_a_real_task_and_ends_at_its_exact_sparsity(
     if keeps_zeros:
         prune_(model, PruningConfig(**wanted))
     start = {name: weight.detach().clone() for name, weight in find_targets(model).items()}
-    options = {"max_steps": 60, "learning_rate": 5e-3, "warmup_steps": 2, "logging_steps": 1}
+    options = {"max_steps": 32, "learning_rate": 5e-3, "warmup_steps": 2, "logging_steps": 8}
     options |= METHODS[name].training
     trainer = PruningTrainer(
         model,

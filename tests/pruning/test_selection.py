@@ -7,8 +7,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_cyclprune.pruning import selection
-from hf_cyclprune.pruning.selection import DIGITS, HIGHEST_KEY, find_cut, keep_above_, order_keys
+from hf_cyclprune.engines.ranks import Ranks
+from hf_cyclprune.pruning import digits
+from hf_cyclprune.pruning.selection import (
+    HIGHEST_KEY,
+    find_cut,
+    order_keys,
+    prune_lowest_,
+)
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 MINUS_NAN = math.copysign(math.nan, -1.0)
@@ -19,12 +25,8 @@ def select(tensors, num_pruned, *, is_signed=True):
     """The masks of scores that are ranked together, as a pruner computes them."""
     keys = [order_keys(scores, is_signed=is_signed) for scores in tensors]
     before = [key.clone() for key in keys]
-    cut = find_cut(lambda: iter(keys), num_pruned)
-    masks, num_ties_seen = [], 0
-    for scores, key in zip(tensors, keys, strict=True):
-        mask = torch.rand(key.shape) < 0.5  # whatever was there is overwritten
-        num_ties_seen = keep_above_(mask, key, cut, num_ties_seen)
-        masks.append(mask.view(scores.shape))
+    masks = [torch.rand(scores.shape) < 0.5 for scores in tensors]  # these are overwritten
+    prune_lowest_((mask.view(-1) for mask in masks), lambda: iter(keys), num_pruned)
     assert all(torch.equal(key, old) for key, old in zip(keys, before, strict=True))
     return masks
 
@@ -44,7 +46,7 @@ def scores_and_count(draw, values):
 @pytest.mark.parametrize("is_accelerator", [False, True])
 @given(
     scores_and_count(st.one_of(st.sampled_from(SPECIAL), st.floats(width=32))),
-    st.sampled_from([1, 2, 3, 7, 1 << 18]),
+    st.sampled_from([1, 2, 3, 7, 8, 1 << 18]),
 )
 @settings(deadline=None, max_examples=150)
 def test_the_lowest_scores_are_pruned_and_of_equal_ones_the_last(
@@ -52,7 +54,8 @@ def test_the_lowest_scores_are_pruned_and_of_equal_ones_the_last(
 ):
     tensors, num_pruned = case
     with ExitStack() as stack:
-        stack.enter_context(mock.patch.object(selection, "CHUNK", chunk))
+        stack.enter_context(mock.patch.object(digits, "CHUNK", chunk))
+        stack.enter_context(mock.patch.object(digits, "BATCH", chunk))
         if is_accelerator:
             stack.enter_context(pretend_accelerator())
         masks = select(tensors, num_pruned)
@@ -147,21 +150,23 @@ def test_keys_follow_the_logical_order_of_a_transposed_tensor():
     assert order_keys(scores).argsort().tolist() == [0, 1, 2, 3, 4, 5]
 
 
-@pytest.mark.parametrize("num_bins", [DIGITS, DIGITS + 1, 5, 1])
-def test_both_histograms_count_the_same(num_bins):
-    digits = torch.randint(0, num_bins, (5000,), dtype=torch.int32)
-    digits = torch.cat([digits, torch.tensor([0, num_bins - 1], dtype=torch.int32)])
-    slow = [0] * num_bins
-    for digit in digits.tolist():
-        slow[digit] += 1
-    assert selection._histogram(digits, num_bins).tolist() == slow
-    assert selection._histogram_without_wait(digits, num_bins).tolist() == slow
+@pytest.mark.parametrize("is_accelerator", [False, True])
+def test_what_ranks_add_up_does_not_grow_with_the_weights(pretend_accelerator, is_accelerator):
+    class Recorded(Ranks):
+        num_bytes = 0
 
+        def sum_(self, counts):
+            self.num_bytes += counts.numel() * counts.itemsize
+            return super().sum_(counts)
 
-def test_the_histogram_without_wait_is_exact_beyond_the_integers_of_fp32():
-    num_entries = (1 << 24) + 3
-    counts = selection._histogram_without_wait(torch.ones(num_entries, dtype=torch.int32), 4)
-    assert counts.tolist() == [0, num_entries, 0, 0]
+    found = set()
+    for size in (10, 100_000):
+        ranks, keys = Recorded(), torch.arange(size, dtype=torch.int32)
+        with pretend_accelerator() if is_accelerator else ExitStack():
+            cut = find_cut(lambda keys=keys: [keys], size // 2, ranks)
+        assert cut.key == size // 2
+        found.add(ranks.num_bytes)
+    assert found == {8 * (2 << 16) if not is_accelerator else 8 * (2048 + 2048 + 1024)}
 
 
 @pytest.mark.parametrize("is_accelerator", [False, True])
