@@ -7,9 +7,10 @@
 FOLDER holds train.parquet and validation.parquet with the columns of nyu-mll/glue. An arm is a name
 and options of PruningConfig; without any it trains the dense model. Each arm is trained with each
 seed and each learning rate, and evaluated on rows held out of the train split, for choices, and on
-the validation split, for the report. Each run adds one line to RUNS.jsonl; those that are there are
-not run again. At the end a table shows, for each arm at the learning rate with the best mean on the
-held-out rows, mean and standard error over the seeds, and the paired difference to the first arm.
+the validation split, for the report. The runs share a GPU if there is one. Each adds one line to
+RUNS.jsonl; those that are there are not run again. At the end a table shows, for each arm at the
+learning rate with the best mean on the held-out rows, mean and standard error over the seeds, and
+the paired difference to the first arm.
 """
 
 import argparse
@@ -37,6 +38,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--learning_rates", type=float, nargs="+", default=[3e-4])
     parser.add_argument("--max_steps", type=int, default=1500)
+    parser.add_argument("--model", help="folder of an encoder; by default the demo's MiniLM")
     parser.add_argument("--num_layers", type=int, help="cut the model to its first layers")
     parser.add_argument("--num_train", type=int, default=40_000, help="train rows at most")
     parser.add_argument("--num_held_out", type=int, default=4_000, help="train rows held out")
@@ -44,7 +46,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--workers", type=int, default=2, help="runs at once, which share the cores"
     )
-    parser.add_argument("--run", help=argparse.SUPPRESS)  # one run, in a process of its own
+    # One run, in a process of its own: its settings as JSON, and the folder of the tokenized rows.
+    parser.add_argument("--run", nargs=2, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -62,12 +65,14 @@ def read(path: Path) -> dict[str, dict[str, Any]]:
 def wanted(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Return the settings of all runs, seed by seed, so that a table of all arms is early there."""
     common = ("task", "sparsity", "max_steps", "num_layers", "num_train", "num_held_out", "bf16")
+    model = {"model": options.model} if options.model is not None else {}
     arms = {
         name: {k: yaml.safe_load(v) for k, v in (option.split("=", 1) for option in given)}
         for name, *given in options.arm
     }
     return [
         {name: getattr(options, name) for name in common}
+        | model
         | {"arm": name, "pruning": pruning, "seed": seed, "learning_rate": lr}
         for seed in options.seeds
         for lr in options.learning_rates
@@ -75,44 +80,55 @@ def wanted(options: argparse.Namespace) -> list[dict[str, Any]]:
     ]
 
 
-def train(run: dict[str, Any], folder: Path) -> dict[str, Any]:
+def find_folder(run: dict[str, Any]) -> Path:
+    """Return the folder of the pretrained encoder and its tokenizer."""
+    from hf_cyclprune.demo.model import find_model
+
+    return Path(run["model"]) if "model" in run else find_model()
+
+
+def tokenize(run: dict[str, Any], folder: Path, tokenized: Path) -> None:
+    """Write the tokenized rows of the three splits, which are those of all runs."""
+    import datasets
+    from transformers import AutoTokenizer
+
+    from hf_cyclprune.glue.tasks import get_task
+
+    datasets.disable_progress_bars()
+    task = get_task(run["task"])
+    tokenizer = AutoTokenizer.from_pretrained(find_folder(run))
+    files = {split: str(folder / f"{split}.parquet") for split in ("train", "validation")}
+    data = datasets.load_dataset("parquet", data_files=files, cache_dir=str(tokenized / "cache"))
+    shuffled = data["train"].shuffle(seed=1234)
+    num_held_out = run["num_held_out"]
+    num_used = min(num_held_out + run["num_train"], len(shuffled))
+    data["held_out"] = shuffled.select(range(num_held_out))
+    data["train"] = shuffled.select(range(num_held_out, num_used))
+    data.map(
+        lambda batch: tokenizer(
+            *(batch[column] for column in task.columns), truncation=True, max_length=64
+        ),
+        batched=True,
+        remove_columns=[c for c in shuffled.column_names if c != "label"],
+    ).save_to_disk(tokenized)
+
+
+def train(run: dict[str, Any], tokenized: str) -> dict[str, Any]:
     """Train one model and return what was measured."""
     import datasets
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainingArguments
 
     from hf_cyclprune import PruningConfig, PruningTrainer
-    from hf_cyclprune.demo.model import find_model
     from hf_cyclprune.glue.metrics import score
     from hf_cyclprune.glue.tasks import get_task
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    datasets.disable_progress_bars()
-    task = get_task(run["task"])
-    tokenizer = AutoTokenizer.from_pretrained(find_model())
-    files = {split: str(folder / f"{split}.parquet") for split in ("train", "validation")}
-    data = datasets.load_dataset("parquet", data_files=files)
-    shuffled = data["train"].shuffle(seed=1234)
-    num_held_out = run["num_held_out"]
-    splits = {
-        "held_out": shuffled.select(range(num_held_out)),
-        "train": shuffled.select(range(num_held_out, len(shuffled))),
-        "validation": data["validation"],
-    }
-    splits["train"] = splits["train"].select(range(min(run["num_train"], len(splits["train"]))))
-    encoded = {
-        name: rows.map(
-            lambda batch: tokenizer(
-                *(batch[column] for column in task.columns), truncation=True, max_length=64
-            ),
-            batched=True,
-            remove_columns=[c for c in rows.column_names if c != "label"],
-        )
-        for name, rows in splits.items()
-    }
+    task, source = get_task(run["task"]), find_folder(run)
+    encoded = datasets.load_from_disk(tokenized)
     torch.manual_seed(run["seed"])
     model = AutoModelForSequenceClassification.from_pretrained(
-        find_model(), num_labels=len(task.labels)
+        source, num_labels=len(task.labels), dtype=torch.float32
     )
     if run["num_layers"] is not None:
         model.base_model.encoder.layer = model.base_model.encoder.layer[: run["num_layers"]]
@@ -147,13 +163,15 @@ def train(run: dict[str, Any], folder: Path) -> dict[str, Any]:
             model,
             args,
             train_dataset=encoded["train"],
-            processing_class=tokenizer,
+            processing_class=AutoTokenizer.from_pretrained(source),
             compute_metrics=measure,
             pruning_config=config,
         )
         start = time.perf_counter()
         trainer.train()
-        result: dict[str, Any] = {"seconds": time.perf_counter() - start}
+        device = trainer.args.device
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        result: dict[str, Any] = {"seconds": time.perf_counter() - start, "device": name}
         for split in ("held_out", "validation"):
             metrics = trainer.evaluate(encoded[split], metric_key_prefix=split)
             names = [f"{split}_{name}" for name in (task.metrics[0], "loss")]
@@ -167,13 +185,16 @@ def train(run: dict[str, Any], folder: Path) -> dict[str, Any]:
     return result
 
 
-def run_in_process(run: dict[str, Any], options: argparse.Namespace) -> None:
+def run_in_process(run: dict[str, Any], tokenized: str, options: argparse.Namespace) -> None:
     """Train in a process of its own, so that runs share no state, and note the result."""
     command = [sys.executable, __file__, options.task, str(options.folder), str(options.out)]
     threads = str(max(1, (os.cpu_count() or 1) // options.workers))
     environment = {**os.environ, "OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run(
-        [*command, "--run", json.dumps(run)], env=environment, capture_output=True, text=True
+        [*command, "--run", json.dumps(run), tokenized],
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     if done.returncode:
         print(f"{run['arm']}, seed {run['seed']} failed:\n{done.stderr[-2000:]}", flush=True)
@@ -187,13 +208,16 @@ def run_in_process(run: dict[str, Any], options: argparse.Namespace) -> None:
 def main() -> None:
     options = parse()
     if options.run:
-        print(json.dumps(train(json.loads(options.run), options.folder)))
+        run, tokenized = options.run
+        print(json.dumps(train(json.loads(run), tokenized)))
         return
     options.out.parent.mkdir(parents=True, exist_ok=True)
     runs, finished = wanted(options), read(options.out)
     missing = [run for run in runs if key(run) not in finished]
-    with ThreadPoolExecutor(options.workers) as pool:
-        list(pool.map(lambda run: run_in_process(run, options), missing))
+    with tempfile.TemporaryDirectory() as tokenized, ThreadPoolExecutor(options.workers) as pool:
+        if missing:
+            tokenize(missing[0], options.folder, Path(tokenized))
+        list(pool.map(lambda run: run_in_process(run, tokenized, options), missing))
     finished = read(options.out)
     failed = [run["arm"] for run in runs if key(run) not in finished]
     show([finished[key(run)] for run in runs if key(run) in finished])
