@@ -63,7 +63,7 @@ def measure(benchmark, function, rounds, setup=None):
 def test_ours(benchmark, weights):
     """Threshold and masks."""
     pruner = new_pruner(weights)
-    measure(benchmark, lambda: pruner._recompute({0: pruner.demand(SPARSITY)[0]}), 5)
+    measure(benchmark, lambda: pruner._recompute(0, pruner.demand(SPARSITY)[0]), 5)
     total = sum(weight.numel() for weight in weights.values())
     kept = sum(int(mask.sum()) for mask in pruner.masks.values())
     assert total - kept == round(SPARSITY * total)
