@@ -212,6 +212,21 @@ def _plot(runs: list[str], output_dir: str) -> None:
         print(path)
 
 
+@_verb(
+    _argument("model", metavar="MODEL", help="folder with a model, dense or packed, or a Hub name"),
+    _argument("--batch_size", type=int, default=1, help="sentences (default: %(default)s)"),
+    _argument("--seq_length", type=int, default=128, help="tokens of each (default: %(default)s)"),
+    _argument("--threads", type=int, dest="num_threads", help="(default: as torch chooses)"),
+    _argument("--json", action="store_true", dest="as_json", help="print JSON, for programs"),
+)
+def _bench(model: str, as_json: bool, **options: Any) -> None:
+    """Time a model on this CPU: dense, sparse, and in other runtimes that are installed."""
+    from hf_cyclprune.inference.bench import bench
+
+    result = bench(model, **options)
+    print(json.dumps(result.to_dict(), indent=2) if as_json else result)
+
+
 @_verb(_argument("--output_dir", help="keep the pruned model here (default: do not keep it)"))
 def _demo(output_dir: str | None) -> None:
     """Prune a small BERT on a small task, without a network."""

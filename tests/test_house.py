@@ -32,6 +32,7 @@ ROOMS = [
     "options",
     "config",
     "packing",
+    "inference",
     "reporting",
     "pictures",
     "card",

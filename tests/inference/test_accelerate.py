@@ -1,0 +1,146 @@
+"""`accelerate_` on whole models, on the CPU."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from transformers import BertForSequenceClassification, PreTrainedTokenizerFast, pipeline
+
+from hf_cyclprune import PruningConfig, find_targets, prune_, save_packed
+from hf_cyclprune.inference import SparseLinear, accelerate, accelerate_
+from hf_cyclprune.inference.cost import Cost, measure_cpu
+
+
+@pytest.fixture
+def pruned_bert(tiny_bert):
+    def build(**config):
+        model = tiny_bert().eval()
+        prune_(model, PruningConfig(**(config or {"sparsity": 0.9})))
+        return model
+
+    return build
+
+
+def batch(*shape):
+    ids = torch.randint(0, 40, shape, generator=torch.Generator().manual_seed(2))
+    return {"input_ids": ids, "attention_mask": (ids > 3).long()}
+
+
+def assert_same_logits(model, dense, *shape):
+    with torch.inference_mode():
+        expected, found = dense(**batch(*shape)).logits, model(**batch(*shape)).logits
+    assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+@pytest.mark.parametrize("config", [{"sparsity": 0.9}, {"pattern": "2:4"}], ids=str)
+def test_an_accelerated_bert_has_the_logits_of_the_dense_one(pruned_bert, config):
+    dense = pruned_bert(**config)
+    model = copy.deepcopy(dense)
+    report = accelerate_(model, measure=False)
+    assert [f"{name}.weight" for name in report.sparse] == list(find_targets(dense))
+    assert report.dense == dict.fromkeys(("bert.pooler.dense", "classifier"), "it has no zeros")
+    assert str(report).startswith("12 Linear layers are sparse now, 2 stayed dense.\n")
+    for shape in ((1, 1), (1, 16), (3, 5), (9, 16)):
+        assert_same_logits(model, dense, *shape)
+
+
+def test_the_dense_weights_are_freed(pruned_bert):
+    model = pruned_bert()
+    before = sum(p.numel() for p in model.parameters())
+    num_pruned_weights = sum(weight.numel() for weight in find_targets(model).values())
+    accelerate_(model, measure=False)
+    num_biases = sum(m.out_features for m in model.modules() if isinstance(m, SparseLinear))
+    assert sum(p.numel() for p in model.parameters()) == before - num_pruned_weights - num_biases
+
+
+def test_a_packed_folder_is_loaded_and_accelerated_and_saved_as_a_dense_one(pruned_bert, tmp_path):
+    dense = pruned_bert()
+    save_packed(dense, tmp_path / "packed")
+    model = BertForSequenceClassification.from_pretrained(tmp_path / "packed")
+    accelerate_(model, measure=False)
+    assert_same_logits(model, dense, 3, 8)
+    model.save_pretrained(tmp_path / "dense")
+    again = BertForSequenceClassification.from_pretrained(tmp_path / "dense")
+    for name, weight in dense.state_dict().items():
+        assert torch.equal(again.state_dict()[name], weight), name
+
+
+def test_a_pipeline_gives_the_same_labels(pruned_bert):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = {word: i for i, word in enumerate(["[PAD]", "[UNK]", *"abcdefgh"])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]")
+    texts = ["a b c", "h", "b d f h a c e g", "c c c"]
+    model = pruned_bert()
+    expected = pipeline("text-classification", model=model, tokenizer=fast, device="cpu")(texts)
+    accelerate_(model, measure=False)
+    pipe = pipeline("text-classification", model=model, tokenizer=fast, device="cpu")
+    for batch_size in (1, 3):
+        for found, wanted in zip(pipe(texts, batch_size=batch_size), expected, strict=True):
+            assert found["label"] == wanted["label"]
+            assert found["score"] == pytest.approx(wanted["score"], rel=1e-4)
+
+
+def test_a_layer_in_two_places_stays_one_and_a_shared_weight_stays_dense():
+    first, second = nn.Linear(8, 8), nn.Linear(8, 8)
+    first.weight.data[:4] = 0.0
+    second.weight.data[:4] = 0.0
+    tied = nn.Linear(8, 8)
+    tied.weight = second.weight
+    model = nn.ModuleDict({"a": first, "b": first, "c": second, "d": tied})
+    report = accelerate_(model, measure=False)
+    assert report.sparse == ["a"]
+    assert model["a"] is model["b"]
+    assert report.dense == dict.fromkeys("cd", "it shares its weight with another layer")
+
+
+def test_a_layer_with_a_hook_stays_dense(pruned_bert):
+    model = pruned_bert()
+    model.bert.encoder.layer[0].output.dense.register_forward_hook(lambda *_: None)
+    report = accelerate_(model, measure=False)
+    assert report.dense["bert.encoder.layer.0.output.dense"] == "it has hooks"
+
+
+def test_a_layer_is_replaced_only_where_its_kept_weights_are_faster(monkeypatch):
+    monkeypatch.setattr(accelerate, "measure_cpu", lambda *_: Cost(1.0, 0.5, 0.01))
+    model = nn.Sequential(nn.Linear(10, 10), nn.Linear(10, 10))
+    for layer, num_kept in zip(model, (39, 40), strict=True):
+        layer.weight.data.fill_(1.0).view(-1)[num_kept:] = 0.0
+    report = accelerate_(model, num_tokens=5)
+    assert report.sparse == ["0"]
+    assert report.dense == {"1": "with 5 tokens it is not slower dense"}
+
+
+def test_tiny_and_half_empty_layers_stay_dense():
+    model = nn.Sequential(nn.Linear(16, 16), nn.Linear(256, 256))
+    for layer in model:
+        layer.weight.data.view(-1)[::2] = 0.0
+    assert accelerate_(model, num_tokens=64).sparse == []
+
+
+def test_the_measured_time_grows_with_the_kept_weights():
+    before = torch.get_rng_state()
+    cost = measure_cpu(512, 512, 128, 1, torch.float32)
+    assert cost.sparse(0) < cost.sparse(100_000) < cost.sparse(250_000)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert measure_cpu(512, 512, 128, 1, torch.float32) is cost
+
+
+def test_the_model_is_put_into_eval_mode_and_cannot_be_trained(pruned_bert):
+    model = pruned_bert().train()
+    accelerate_(model, measure=False)
+    assert not any(module.training for module in model.modules())
+    with pytest.raises(RuntimeError, match="An accelerated model cannot be trained"):
+        model.train()
+    with pytest.raises(RuntimeError, match="cannot be loaded into an accelerated model"):
+        model.load_state_dict(model.state_dict())
+
+
+def test_a_model_elsewhere_or_a_bad_number_of_tokens_is_refused(pruned_bert):
+    with pytest.raises(ValueError, match="num_tokens must be an integer >= 1; got 0"):
+        accelerate_(pruned_bert(), num_tokens=0)
+    with pytest.raises(ValueError, match="must be on a CPU or a CUDA GPU; got meta"):
+        accelerate_(pruned_bert().to("meta"))
