@@ -27,6 +27,16 @@ def sum_over_processes(tensor: Tensor) -> Tensor:
     return total
 
 
+def sendable(tensor: Tensor, group: Any) -> Tensor:
+    """Return a tensor where its group can send it from: nccl sends nothing that is on a CPU.
+
+    That is where ZeRO's fp32 copies are with offload_optimizer.
+    """
+    backends = distributed.get_backend_config(group)  # such as "cpu:gloo,cuda:nccl"
+    kinds = [backend.partition(":")[0] for backend in backends.split(",")]
+    return tensor if tensor.device.type in kinds else tensor.to(kinds[0])
+
+
 class Ranks:
     """Those among which the weights are divided; with whole weights, only this process.
 
@@ -46,16 +56,20 @@ class Ranks:
     def sum_(self, counts: Tensor) -> Tensor:
         """Add up in place what each rank has counted in its parts of the weights."""
         if self._group is not None:
-            distributed.all_reduce(counts, group=self._group)
+            sent = sendable(counts, self._group)
+            distributed.all_reduce(sent, group=self._group)
+            if sent is not counts:
+                counts.copy_(sent)
         return counts
 
     def gather(self, counts: Tensor) -> Tensor:
         """Return the counts of every rank.  # (ranks, ...)"""
         if self._group is None:
             return counts[None]
-        every = [torch.empty_like(counts) for _ in range(distributed.get_world_size(self._group))]
-        distributed.all_gather(every, counts, group=self._group)
-        return torch.stack(every)
+        sent = sendable(counts, self._group)
+        every = [torch.empty_like(sent) for _ in range(distributed.get_world_size(self._group))]
+        distributed.all_gather(every, sent, group=self._group)
+        return torch.stack(every).to(counts.device)
 
     def any(self, is_so: Tensor) -> Tensor:
         """Whether something is so on any rank.  # bool, any shape"""

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, distributed
 from torch.optim import Optimizer
 
+from hf_cyclprune.engines.ranks import sendable
+
 
 class Shard:
     """A weight that this process has all of: one device, or one of several that train copies.
@@ -98,10 +100,11 @@ class DividedShard(Shard):
         bits = bits.view(torch.uint8) if bits.dtype == torch.bool else bits
         padded = bits.new_zeros(max(self.sizes))
         padded[: bits.numel()] = bits
+        padded = sendable(padded, self.group)
         parts = [torch.empty_like(padded) for _ in self.sizes]
         distributed.all_gather(parts, padded, group=self.group)
         flat = torch.cat([p[:size] for p, size in zip(parts, self.sizes, strict=True)])
-        return flat.view(part.dtype).view(self.shape)
+        return flat.to(part.device).view(part.dtype).view(self.shape)
 
 
 class RowShard(DividedShard):

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from hf_cyclprune.engines.ranks import Ranks
 from hf_cyclprune.engines.shard import RowShard, Shard
-from hf_cyclprune.engines.zero import ZeroShard, is_zero
+from hf_cyclprune.engines.zero import ZeroShard, check_stage, is_zero
 
 _WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
 
@@ -56,6 +56,14 @@ class Shards(Mapping[str, Shard]):
             sizes = torch.tensor([shard.weight.numel() for shard in divided], device=device)
             for shard, counts in zip(divided, self.ranks.gather(sizes).t().tolist(), strict=True):
                 shard.sizes = tuple(counts)
+        check_stage(parameters, optimizer)
+        for name, shard in self._shards.items():
+            if not shard.is_whole and sum(shard.sizes) != shard.numel:
+                raise ValueError(
+                    f"All processes together must hold '{name}' once; got {sum(shard.sizes)} of "
+                    f"its {shard.numel} elements. If DeepSpeed has trained this model before, make "
+                    "a new Trainer with a new model: it cannot train one twice."
+                )
 
     def __getitem__(self, name: str) -> Shard:
         return self._shards[name]

@@ -22,6 +22,22 @@ def is_zero3(parameter: object) -> bool:
     return hasattr(parameter, "ds_id")
 
 
+def check_stage(parameters: Mapping[str, object], optimizer: object) -> None:
+    """Raise a ValueError for an optimizer of DeepSpeed whose steps cannot be followed."""
+    is_deepspeed = type(optimizer).__name__ == "DeepSpeedOptimizerWrapper"  # accelerate's
+    if is_deepspeed and not any(map(is_zero, parameters.values())):
+        raise ValueError(
+            "zero_optimization must have stage 1, 2 or 3 to prune with DeepSpeed; got stage 0, "
+            "whose step is over before a Trainer tells of it. Choose stage 1, or train without "
+            "DeepSpeed, with DistributedDataParallel."
+        )
+    if getattr(getattr(optimizer, "optimizer", optimizer), "round_robin_gradients", False):
+        raise ValueError(
+            "round_robin_gradients must be false in zero_optimization, since DeepSpeed does not "
+            "tell then where it keeps a weight; got true. Leave it out."
+        )
+
+
 def is_zero(parameter: object) -> bool:
     """Whether an optimizer of ZeRO moves an fp32 copy of a parameter."""
     return is_zero3(parameter) or hasattr(parameter, "_hp_mapping")

@@ -1,8 +1,8 @@
 """Resuming on another training engine than the one that saved, or another number of its ranks.
 
 The Trainer refuses this, or forgets the place in the learning rate's schedule. Here weights, masks,
-all that the method remembers, the schedule and the place in the data go on, and only the state of
-the optimizer begins anew.
+all that the method remembers, the schedule and the place in the data go on. The state of the
+optimizer begins anew, and so does the choice of the best model: this engine cannot load the old.
 """
 
 import sys
@@ -56,25 +56,44 @@ def resumed_across(trainer: Any, checkpoint: str | bool | None) -> Iterator[None
     before, now = (" ".join(map(str, of)) for of in (written_by(folder), engine_of(trainer)))
     warnings.warn(
         f"The checkpoint was written by another engine ({before}, now {now}): weights, masks and "
-        "schedules go on, but the state of the optimizer begins anew.",
+        "schedules go on, but the state of the optimizer and the choice of the best model begin "
+        "anew.",
         stacklevel=3,
     )
     _load_weights(trainer, folder)
+    with _not_loading(trainer, folder):
+        yield
+
+
+@contextmanager
+def _not_loading(trainer: Any, folder: Path) -> Iterator[None]:
+    """Inside, the Trainer takes no more than the state and the schedule of a checkpoint."""
 
     def load_scheduler(checkpoint: str) -> None:
         state = torch.load(Path(checkpoint) / SCHEDULER_NAME, map_location="cpu", weights_only=True)
         trainer.lr_scheduler.load_state_dict(state)
 
-    trainer_module: Any = sys.modules[Trainer.__module__]
-    stock = trainer_module.deepspeed_load_checkpoint
-    trainer_module.deepspeed_load_checkpoint = lambda *_, **__: None
+    def load_callbacks() -> None:  # when the state is there
+        Trainer._load_callback_state(trainer)
+        state = trainer.state
+        state.best_metric = state.best_global_step = state.best_model_checkpoint = None
+
+    def load_deepspeed(engine: Any, path: str, **options: Any) -> None:  # also the best model
+        if Path(path) != folder:
+            stock(engine, path, **options)
+
+    module: Any = sys.modules[Trainer.__module__]
+    stock = module.deepspeed_load_checkpoint
+    module.deepspeed_load_checkpoint = load_deepspeed
     trainer._load_from_checkpoint = lambda *_, **__: None
     trainer._load_optimizer_and_scheduler = load_scheduler
+    trainer._load_callback_state = load_callbacks
     try:
         yield
     finally:
-        trainer_module.deepspeed_load_checkpoint = stock
+        module.deepspeed_load_checkpoint = stock
         del trainer._load_from_checkpoint, trainer._load_optimizer_and_scheduler
+        del trainer._load_callback_state
 
 
 def _load_weights(trainer: Any, folder: Path) -> None:

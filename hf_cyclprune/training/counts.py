@@ -9,6 +9,11 @@ from hf_cyclprune.engines.shards import Shards, plain_name
 from hf_cyclprune.reporting.cycles import CycleReport
 from hf_cyclprune.reporting.report import CHECKED_PATTERNS, SparsityReport
 
+SAVE_WHOLE = (
+    "Whole weights are saved by save_model() on all processes, with FULL_STATE_DICT (FSDP) or "
+    "stage3_gather_16bit_weights_on_model_save (ZeRO-3)."
+)
+
 
 class Counts:
     """Makes the reports of a run.
@@ -29,18 +34,23 @@ class Counts:
         weights = {name: model.get_parameter(name) for name in self._shards}
         return self._count(weights, model.parameters(), cycles)
 
+    @property
+    def are_saved_known(self) -> bool:
+        """Whether there is a report for a card in this process."""
+        return self._saved is not None or not self._shards.ranks.is_divided
+
     def of_saved(self, model: nn.Module, cycles: Sequence[CycleReport]) -> SparsityReport:
         """Return the report for a card; asks no other rank.
 
         Raises:
-            ValueError: the weights are divided among ranks, and were not saved.
+            ValueError: the weights are divided among ranks, and no whole ones were saved here.
         """
         if not self._shards.ranks.is_divided:
             return self.of_model(model, cycles)
         if self._saved is None:
             raise ValueError(
-                "A card of a model whose weights are divided among processes describes its saved "
-                "weights; there are none. Call save_model() on all processes first."
+                "A card of a model whose weights are divided among processes describes the whole "
+                f"weights that were saved last, but none were. {SAVE_WHOLE}"
             )
         return self._saved
 
@@ -56,14 +66,16 @@ class Counts:
         Args:
             model: whose weights they are.
             cycles: the finished ones.
-            state_dict: the whole weights; None or {} where another rank writes them.
+            state_dict: the whole weights; None or {} where another rank writes them, or none does.
             is_everybody_here: all ranks call this, to save the weights that are in the model.
         """
         if not self._shards.ranks.is_divided:
             return
         if is_everybody_here:
             self._saved = self.of_model(model, cycles)
-        elif state_dict:
+        elif not state_dict:
+            self._saved = None
+        else:
             names = {plain_name(name) for name, _ in model.named_parameters()}
             parameters = [tensor for name, tensor in state_dict.items() if name in names]
             weights = {name: state_dict[name] for name in self._shards}

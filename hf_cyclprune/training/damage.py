@@ -26,6 +26,14 @@ _RESUMED = (
     ("rng_state*.pth",),
 )
 """What a run resumes from besides weights and state; one of each is needed."""
+_TOGETHER = (
+    ("optimizer.bin", "pytorch_model_fsdp.bin"),  # FSDP, whole
+    ("optimizer_0", "optimizer_0/.metadata"),  # FSDP, in parts: written last
+    ("optimizer_0", "pytorch_model_fsdp_0/.metadata"),
+    ("global_step*", "latest"),  # DeepSpeed
+)
+"""What one engine writes: where the first is, the second is needed."""
+_WRITTEN_BY_TORCH = ("*.pt", "*.pth", "*.bin", "global_step*/*.pt")
 
 
 def newest_checkpoint(
@@ -97,9 +105,12 @@ def find_damage(folder: Path, needs_optimizer: bool = True) -> str | None:
     for patterns in _RESUMED if needs_optimizer else ():
         if not any(path for pattern in patterns for path in folder.glob(pattern)):
             return f"it has no {patterns[0]}"
-    for name in ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state.pth"):
-        if (folder / name).exists() and not zipfile.is_zipfile(folder / name):
-            return f"its {name} is cut short"
+    for known, needed in _TOGETHER:
+        if any(folder.glob(known)) and not (folder / needed).is_file():
+            return f"it has no {needed}"
+    for path in (path for pattern in _WRITTEN_BY_TORCH for path in folder.glob(pattern)):
+        if not zipfile.is_zipfile(path):
+            return f"its {path.relative_to(folder)} is cut short"
     return None
 
 

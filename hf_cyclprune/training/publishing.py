@@ -21,6 +21,7 @@ from hf_cyclprune.hub.errors import PushError, explain, explained
 from hf_cyclprune.hub.page import CARD_NAME, add_extras, copy_records, remove_extras, write_card
 from hf_cyclprune.hub.remote import Branch
 from hf_cyclprune.reporting.folder import read_dense_metrics
+from hf_cyclprune.training.counts import SAVE_WHOLE
 from hf_cyclprune.training.describe import bare_model, describe, find_model_id
 from hf_cyclprune.training.evaluations import Evaluations
 from hf_cyclprune.training.run import PruningRun
@@ -120,6 +121,14 @@ class Publisher:
             num_parameters=sum(prod(shape_of(parameter)) for parameter in model.parameters()),
         )
 
+    def describe_if_known(self, run: PruningRun | None) -> Card | None:
+        """Return what `describe` does; None without a run.
+
+        Of weights that are divided among processes it describes the whole ones that were saved
+        last; None in a process that did not write them.
+        """
+        return self.describe(run) if run is not None and run.counts.are_saved_known else None
+
     def write_card(
         self,
         run: PruningRun,
@@ -164,7 +173,10 @@ class Publisher:
             return True
         if not self._is_ready():
             return False
-        card, folder = self.describe(run), self._folder
+        card, folder = self.describe_if_known(run), self._folder
+        if card is None:
+            warnings.warn(f"A checkpoint has no whole weights to push. {SAVE_WHOLE}", stacklevel=2)
+            return False
         message = f"Training in progress, step {self._trainer.state.global_step}"
         try:
             with tempfile.TemporaryDirectory(dir=folder, prefix="_page-") as temporary:

@@ -71,8 +71,9 @@ class PruningRun:
         Raises:
             ValueError: the model, the training engine or the checkpoint does not fit the config.
         """
-        targets = find_targets(model, config.targets, config.ignore)
         check_engine(model)
+        reshard(model)
+        targets = find_targets(model, config.targets, config.ignore)
         claim_weights(state, targets)
         check_finite(shards := Shards(targets, optimizer))
         warn_of_low_precision(shards)

@@ -8,7 +8,9 @@ from torch import nn
 from transformers import AutoConfig, TrainingArguments
 
 from hf_cyclprune.checks import check_fraction, check_positive
+from hf_cyclprune.engines.zero import is_zero3
 from hf_cyclprune.packing.weights import model_class
+from hf_cyclprune.training.upstream import loaded_whole
 
 LAST_CYCLE = "last_cycle"
 REMEDY = "Pass a model that was fine-tuned on the same task."
@@ -81,6 +83,11 @@ def find_teacher(args: TrainingArguments, student: nn.Module, given: object) -> 
             f"teacher must be a model, a folder or a name on the Hub; got {given!r}. {REMEDY}"
         )
     model = given if isinstance(given, nn.Module) else load_teacher(str(given), student)
+    if any(is_zero3(weight) or weight.is_meta for weight in model.parameters()):
+        raise ValueError(
+            "teacher must be whole in every process; got a model that was loaded for ZeRO-3, or "
+            "for FSDP with cpu_ram_efficient_loading. Pass its folder or its name on the Hub."
+        )
     _check_fit(model, student, type(model).__name__ if given is model else str(given))
     return model
 
@@ -101,7 +108,8 @@ def load_teacher(name: str, student: nn.Module) -> nn.Module:
         cls = model_class(config)
         kinds = [c.__name__.rpartition("For")[2] for c in (cls, type(student))]
         if kinds[0] == kinds[1] or "For" not in type(student).__name__:
-            model: nn.Module = cls.from_pretrained(name, trust_remote_code=False)
+            with loaded_whole():
+                model: nn.Module = cls.from_pretrained(name, trust_remote_code=False)
             return model
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().partition("\n")[0].rstrip(".")

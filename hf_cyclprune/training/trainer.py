@@ -93,12 +93,12 @@ class PruningTrainer(Trainer):
         return self.pruning_run.pruner if self.pruning_run is not None else None
 
     def sparsity_report(self) -> SparsityReport | None:
-        """Count the zeros in the model now, and add the cycles so far; None without pruning."""
+        """Count the zeros now, and add the cycles so far; all processes must call it together."""
         return self.pruning_run.report(bare_model(self)) if self.pruning_run is not None else None
 
     def model_card(self) -> Card | None:
-        """Return what a card can say of the model now; None if nothing was pruned."""
-        return self.publisher.describe(self.pruning_run) if self.pruning_run is not None else None
+        """Return what a card can say of the model now; None where it is not known (or pruned)."""
+        return self.publisher.describe_if_known(self.pruning_run)
 
     def train(
         self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any

@@ -4,6 +4,7 @@ Seen in transformers 5.0.0 and 5.24, unless a function says otherwise.
 """
 
 import inspect
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,10 @@ from typing import Any, cast
 
 from torch import nn
 from transformers import TrainerState
+from transformers.integrations import deepspeed
 from transformers.trainer import TRAINER_STATE_NAME
+
+_EFFICIENT = "FSDP_CPU_RAM_EFFICIENT_LOADING"
 
 
 @contextmanager
@@ -32,6 +36,25 @@ def own_names(model: Any) -> Iterator[None]:
         model._weight_conversions = conversions
         if conversions is None:
             del model._weight_conversions
+
+
+@contextmanager
+def loaded_whole() -> Iterator[None]:
+    """Inside, from_pretrained returns a whole model in every process.
+
+    Otherwise it divides any model as soon as there are TrainingArguments for ZeRO-3, and leaves it
+    without weights in all processes but the first with FSDP's cpu_ram_efficient_loading, also one
+    that no engine is going to train.
+    Remove when from_pretrained has an argument for it.
+    """
+    config, efficient = deepspeed._hf_deepspeed_config_weak_ref, os.environ.pop(_EFFICIENT, None)
+    deepspeed._hf_deepspeed_config_weak_ref = None
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = config
+        if efficient is not None:
+            os.environ[_EFFICIENT] = efficient
 
 
 def is_loss_inflated(model: nn.Module) -> bool:

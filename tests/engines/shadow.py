@@ -35,20 +35,26 @@ class Shadow:
 
     def see_gradients(self, names):
         """Keep the gradients that are there before the optimizer's step."""
-        for name in names:
+        for name in names if self.looks_at_gradients else ():
             gradient = self.pruner.shards[name].gradient
             self.gradients[name] = None if gradient is None else gradient.clone()
+
+    @property
+    def looks_at_gradients(self):
+        """Whether they, or what the optimizer makes of them, matter for the masks."""
+        seen = self.pruner.observation
+        return bool(seen.reads or seen.keeps_memory or self.pruner.policy.opens_before)
 
     @torch.no_grad()
     def follow(self, t):
         """Take the whole of everything after the optimizer's step t, before the masks."""
-        for name, whole in self.wholes.items():  # in the same order on all ranks
+        for name, whole in self.wholes.items() if self.looks_at_gradients else ():
             whole.grad = self.pruner.shards[name].gather(self.gradients[name]).to(whole.dtype)
         self.alone.begin_step(t)
         self.alone.before_update(t)
         for name, shard in self.pruner.shards.items():
             self.wholes[name].copy_(shard.gather(shard.weight))
-            state = shard.state_of(self.pruner.optimizer)
+            state = shard.state_of(self.pruner.optimizer) if self.looks_at_gradients else {}
             if "exp_avg_sq" in state and state["exp_avg_sq"].shape == shard.weight.shape:
                 moment = shard.gather(state["exp_avg_sq"])
                 known = {"exp_avg_sq": moment, "step": state["step"]}

@@ -58,6 +58,29 @@ def test_a_missing_shard_is_a_damage(saved):
     assert find_damage(folder) == "it has no x.safetensors"
 
 
+@pytest.mark.parametrize(
+    ("files", "problem"),
+    [
+        (["optimizer.bin"], "it has no pytorch_model_fsdp.bin"),
+        (["pytorch_model_fsdp.bin"], "its pytorch_model_fsdp.bin is cut short"),
+        (["optimizer_0/.metadata"], "it has no pytorch_model_fsdp_0/.metadata"),
+        (["pytorch_model_fsdp_0/.metadata", "optimizer_0/x"], "it has no optimizer_0/.metadata"),
+        (["global_step40/x.pt"], "it has no latest"),
+        (["global_step40/x.pt", "latest"], "its global_step40/x.pt is cut short"),
+        (["rng_state_1.pth"], "its rng_state_1.pth is cut short"),
+    ],
+)
+def test_what_an_engine_writes_may_be_damaged(files, problem, saved):
+    folder = saved[0] / "checkpoint-40"
+    for name in files:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).touch()
+    if problem.startswith("it has no"):
+        for path in folder.rglob("*.bin"):
+            torch.save({}, path)
+    assert find_damage(folder) == problem
+
+
 def test_a_damaged_checkpoint_does_not_push_good_ones_out(saved, train):
     """With save_total_limit 1, the damaged one has the highest number when the next is saved."""
     folder, _ = saved

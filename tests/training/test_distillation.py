@@ -355,6 +355,8 @@ def test_a_teacher_that_does_not_fit_is_refused(tiny_bert, arguments, tmp_path):
         build(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"teacher must be a model, a folder .*; got 3\. Pass"):
         build(3)
+    with pytest.raises(ValueError, match=r"must be whole in every process; .*Pass its folder"):
+        build(tiny_bert(1).to("meta"))
     with pytest.raises(ValueError, match="another model than the one that is trained"):
         build(model, model)
     with pytest.raises(ValueError, match="teacher must be given once"):

@@ -1,5 +1,6 @@
 """The faults of transformers are there, and are mended."""
 
+import os
 from concurrent.futures import Future
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, Trainer, TrainerCallback
+from transformers.integrations import deepspeed
 from transformers.trainer_callback import ExportableState
 from transformers.utils.hub import PushInProgress
 
@@ -15,6 +17,7 @@ from hf_cyclprune.training.upstream import (
     add_missing_state,
     is_loss_inflated,
     keep_loss_unscaled,
+    loaded_whole,
     take_failures,
 )
 
@@ -193,3 +196,18 @@ def test_a_stateful_callback_may_join_a_resumed_run(train, is_mended):
     else:
         with pytest.raises(KeyError):  # if this fails, add_missing_state is not needed any more
             train(Trainer, **options)
+
+
+def test_a_model_that_no_engine_trains_is_loaded_whole(monkeypatch):
+    class Zero3:
+        def is_zero3(self):
+            return True
+
+    config = Zero3()
+    monkeypatch.setattr(deepspeed, "_hf_deepspeed_config_weak_ref", lambda: config)
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
+    with loaded_whole():
+        assert not deepspeed.is_deepspeed_zero3_enabled()
+        assert "FSDP_CPU_RAM_EFFICIENT_LOADING" not in os.environ
+    assert deepspeed.is_deepspeed_zero3_enabled()
+    assert os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] == "true"
