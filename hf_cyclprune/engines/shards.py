@@ -5,7 +5,7 @@ under any of their engines.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -73,6 +73,10 @@ class Shards(Mapping[str, Shard]):
 
     def __len__(self) -> int:
         return len(self._shards)
+
+    def size(self, names: Iterable[str]) -> int:
+        """Return the number of elements of these whole weights."""
+        return sum(self[name].numel for name in names)
 
     def is_counted(self, name: str) -> bool:
         """Whether counts of a weight's part are added up; of a whole one the first rank's count."""

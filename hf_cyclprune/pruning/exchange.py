@@ -1,6 +1,6 @@
 """Exchanging a share of the kept weights of several groups for pruned ones."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -26,18 +26,14 @@ def exchange_groups_(
         drops, returns: as in `Ranking.exchange_`.
 
     Returns:
-        The sums of what `Ranking.exchange_` returns, over what this rank holds.  # (4,) fp64
+        The sums of what `Ranking.exchange_` returns.  # (4,) fp64
     """
     shards = ranking.policy.shards
     device = next(iter(shards.values())).weight.device
     gains = torch.zeros(4, dtype=torch.float64, device=device)
     for names, num_pruned in groups.items():
-        num_kept = _size(names, ranking) - num_pruned
+        num_kept = shards.size(names) - num_pruned
         num_dropped = min(int(share * num_kept), num_kept - 1)
         if num_dropped > 0 and num_pruned:
             gains += ranking.exchange_(names, num_pruned, num_dropped, drops, returns)
     return gains
-
-
-def _size(names: Sequence[str], ranking: Ranking) -> int:
-    return sum(ranking.policy.shards[name].numel for name in names)

@@ -14,6 +14,9 @@ from hf_cyclprune.pruning.patterns import Pattern
 class MaskedWeights:
     """Weights with a mask each, in groups that are ranked together."""
 
+    targets: Mapping[str, Tensor]
+    pattern: Pattern
+    optimizer: Optimizer | None
     shards: Shards
     """Name -> the part of a target that this process updates: all of it, or some rows."""
     shapes: dict[str, tuple[int, ...]]
@@ -25,19 +28,17 @@ class MaskedWeights:
     num_pruned: list[int]
     """Pruned weights of each group, in whole targets, by `masks`."""
 
-    def lay_out(
-        self, targets: Mapping[str, Tensor], pattern: Pattern, optimizer: Optimizer | None
-    ) -> None:
-        """Make masks of these targets in which all weights are kept.
+    def lay_out(self) -> None:
+        """Make masks of the targets in which all weights are kept.
 
         Raises:
             ValueError: n:m does not fit a weight; an engine divides one in an unknown way.
         """
-        self.shards, self._layout = Shards(targets, optimizer), pattern
+        self.shards = Shards(self.targets, self.optimizer)
         self.shapes = {name: shard.shape for name, shard in self.shards.items()}
-        turned = {name for name, weight in targets.items() if not is_input_last(weight)}
-        pattern.check({n: s[::-1] if n in turned else s for n, s in self.shapes.items()})
-        self.groups = pattern.groups(self.shapes)
+        turned = {name for name, weight in self.targets.items() if not is_input_last(weight)}
+        self.pattern.check({n: s[::-1] if n in turned else s for n, s in self.shapes.items()})
+        self.groups = self.pattern.groups(self.shapes)
         self.masks = {
             name: torch.ones(shard.weight.shape, dtype=torch.bool, device=shard.weight.device)
             for name, shard in self.shards.items()
@@ -49,7 +50,7 @@ class MaskedWeights:
     @property
     def num_weights(self) -> int:
         """Target weights, pruned or not."""
-        return sum(shard.numel for shard in self.shards.values())
+        return self.shards.size(self.shards)
 
     @property
     def sparsity(self) -> float:
@@ -58,11 +59,11 @@ class MaskedWeights:
 
     def size(self, group: int) -> int:
         """Weights of a group, pruned or not."""
-        return sum(self.shards[name].numel for name in self.groups[group])
+        return self.shards.size(self.groups[group])
 
     def demand(self, sparsity: float) -> list[int]:
         """Pruned weights of each group at this sparsity."""
-        return self._layout.num_pruned(self.shapes, sparsity)
+        return self.pattern.num_pruned(self.shapes, sparsity)
 
     def take_zeros(self) -> None:
         """Make the zeros that the weights have now the masks."""

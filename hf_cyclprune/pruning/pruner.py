@@ -77,7 +77,7 @@ class Pruner(MaskedWeights):
     """How often a pruned weight came back so far; int64, on the device of the weights."""
 
     def __post_init__(self) -> None:
-        self.lay_out(self.targets, self.pattern, self.optimizer)
+        self.lay_out()
         if self.schedule.keeps_zeros:
             self.take_zeros()
             if not any(self.num_pruned):
@@ -223,7 +223,7 @@ class Pruner(MaskedWeights):
         regrowth.criterion.forget()
         if not (regrowth.only_at_edges and ready):
             return ()
-        benefit, num_back, cost, num_gone = self.shards.ranks.sum_(gains).tolist()
+        benefit, num_back, cost, num_gone = gains.tolist()
         return benefit / max(num_back, 1), cost / max(num_gone, 1)
 
     def _recompute(self, group: int, num_pruned: int) -> None:

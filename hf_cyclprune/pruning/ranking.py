@@ -95,14 +95,14 @@ class Ranking:
         before = {name: masks[name].clone() for name in names}
         back = partial(self._keys, returns, sparser, None)
         self._write(masks, names, num_pruned, returns, back)
-        sums = []
+        gains = {}
         for name in names:  # `>` on bools is "and not"
             self.protected[name], gone = masks[name] > before[name], before[name] > masks[name]
             known = replace(self._rows(returns, name, slice(None)), kept=before[name])
             scores = returns.score(known).double()
-            for which in (self.protected[name], gone):
-                sums.append(torch.stack([scores.where(which, 0.0).sum(), which.sum()]))
-        return torch.stack(sums).view(len(names), 4).sum(0)
+            sums = [(scores.where(w, 0.0).sum(), w.sum()) for w in (self.protected[name], gone)]
+            gains[name] = torch.stack([number for pair in sums for number in pair])
+        return self.policy.shards.sum(gains).sum(0)
 
     def expire(self, t: int) -> None:
         """Protect nothing any more if its time is over before optimizer step t."""

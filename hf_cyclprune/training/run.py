@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from transformers import TrainerState, TrainingArguments
 
 from hf_cyclprune.config import PruningConfig, config_to_dict
-from hf_cyclprune.engines.shards import Shards, reshard
+from hf_cyclprune.engines.shards import reshard
 from hf_cyclprune.pruning.masks import pack_mask, parts_of_packed
 from hf_cyclprune.pruning.pruner import Pruner
 from hf_cyclprune.pruning.snapshot import take_snapshot
@@ -75,9 +75,10 @@ class PruningRun:
         reshard(model)
         targets = find_targets(model, config.targets, config.ignore)
         claim_weights(state, targets)
-        check_finite(shards := Shards(targets, optimizer))
-        warn_of_low_precision(shards)
         run = cls(config, config.build_pruner(targets, state.max_steps, optimizer), model)
+        shards = run.pruner.shards
+        check_finite(shards)
+        warn_of_low_precision(shards)
         if config.ema_decay is not None:
             run.average = WeightAverage(model, config.ema_decay, run.pruner.schedule, optimizer)
         if isinstance(args, TeacherOptions) and args.teacher == LAST_CYCLE:
