@@ -164,7 +164,7 @@ class PruningCallback(TrainerCallback):
     def on_step_begin(self, args: Args, state: State, control: Control, **kwargs: object) -> None:
         self._close_cycle(args, state)
         if self.run is not None:
-            self.run.pruner.begin_step(state.global_step + 1)
+            self.run.begin_step(state.global_step + 1)
 
     def _close_cycle(self, args: Args, state: State) -> None:
         """Show the line of the cycle that is open, if there is one.

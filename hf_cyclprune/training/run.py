@@ -153,6 +153,12 @@ class PruningRun:
         if saved is None or not is_at_target(self.pruner, saved):
             state.best_metric = state.best_global_step = state.best_model_checkpoint = None
 
+    def begin_step(self, t: int) -> None:
+        """Prepare the forward pass of optimizer step t, which may follow an evaluation."""
+        if self.pruner.shards.ranks.is_divided:
+            reshard(self.model)
+        self.pruner.begin_step(t)
+
     def step(self, t: int) -> bool:
         """Prune after optimizer step t = 1, 2, ... and return whether a cycle ended with it."""
         done = self.pruner.step(t)

@@ -123,6 +123,7 @@ def build(kind):
     if kind == "llama":
         return LlamaForCausalLM(LlamaConfig(**sizes, **common, tie_word_embeddings=True))
     kinds = {"problem_type": "single_label_classification"}
+    kinds |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     return BertForSequenceClassification(BertConfig(**sizes, **common, **kinds))
 
 
@@ -131,7 +132,7 @@ BLOCKS = {"bert": "BertLayer", "gpt2": "GPT2Block", "t5": "T5Block", "llama": "L
 
 
 class ZerosStay(TrainerCallback):
-    """After every step what the next forward pass reads is zero where it is pruned."""
+    """What a forward pass reads is what the optimizer moves, and after a step zero where pruned."""
 
     trainer = None
     is_watched = True
@@ -139,6 +140,13 @@ class ZerosStay(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         if state.global_step == 0 and not args.bf16 and self.is_watched:
             watch(self.trainer.pruner, self.trainer.pruning_run.config)
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        pruner = self.trainer.pruner
+        for name, shard in pruner.shards.items() if pruner.policy.is_open else ():
+            read, moved = read_by_forward(shard), shard.weight
+            moved = moved if read.shape == moved.shape else shard.gather(moved)
+            assert torch.equal(read, moved.to(read.dtype)), (name, state.global_step)
 
     def on_step_end(self, args, state, control, **kwargs):
         pruner = self.trainer.pruner

@@ -103,6 +103,13 @@ def cases_of(engine):
     if engine == "fsdp2":
         parts = {"fsdp_config": {"state_dict_type": "SHARDED_STATE_DICT"}}
         resumed += resuming(engine, "in parts", STATEFUL, **parts)
+        # An evaluation leaves the whole weights in the group that it ends with: here all of them.
+        undivided = {"fsdp_config": {"auto_wrap_policy": "NO_WRAP"}}
+        evaluated = {**undivided, "eval_strategy": "steps", "eval_steps": 1}
+        resumed += [
+            {"name": "quiet", "config": {"method": "greg"}, "args": undivided},
+            {"name": "evaluated", "config": {"method": "greg"}, "args": evaluated},
+        ]
     half = [{"name": "bf16", "args": {"bf16": True}}]
     if engine == "ddp":
         half += [{"name": "diverging", "diverges_at": 3, "raises": "must have the same masks"}]
@@ -128,6 +135,7 @@ def test_an_engine_prunes_as_one_process_and_resumes_bit_for_bit(engine, tmp_pat
         assert_same(tmp_path, engine, "averaged", "averaged-resumed")
     if engine == "fsdp2":
         assert_same(tmp_path, engine, "in parts", "in parts-resumed")
+        assert_same(tmp_path, engine, "quiet", "evaluated")
 
 
 def test_a_checkpoint_is_resumed_by_another_engine(tmp_path):
