@@ -161,19 +161,17 @@ class PruningRun:
 
     def step(self, t: int) -> bool:
         """Prune after optimizer step t = 1, 2, ... and return whether a cycle ended with it."""
-        done = self.pruner.step(t)
+        pruner, schedule = self.pruner, self.pruner.schedule
+        done = pruner.step(t)
         if done.is_reset:
-            masks, shards = self.pruner.masks, self.pruner.shards
-            self.history.observe_reset(t, masks, shards, done.benefit, done.cost)
+            self.history.observe_reset(t, pruner.masks, pruner.shards, done.benefit, done.cost)
         if self.average is not None:
-            is_recomputed, is_pending = done.num_recomputed > 0, bool(self.pruner.pending)
+            is_recomputed, is_pending = done.num_recomputed > 0, bool(pruner.pending)
             self.average.update(t, is_recomputed=is_recomputed, is_pending=is_pending)
-        schedule = self.pruner.schedule
         if not schedule.is_cycle_end(t):
             return False
         if self.teacher is not None:
             self.teacher.take()
-        pruner = self.pruner
         self.history.observe_end(t, schedule.cycle(t), pruner.sparsity, pruner.masks, pruner.shards)
         return True
 
@@ -183,12 +181,11 @@ class PruningRun:
         All ranks must call it, since each may hold a part; the one that writes has `is_writer`.
         """
         pruner = self.pruner
-        whole = {name: pruner.shards[name].gather(mask) for name, mask in pruner.masks.items()}
         state = PruningState(
             step=step,
             total_steps=pruner.schedule.total_steps,
             config=config_to_dict(self.config),
-            masks={name: pack_mask(mask) for name, mask in whole.items()},
+            masks={n: pack_mask(pruner.shards[n].gather(m)) for n, m in pruner.masks.items()},
             pending=[pruner.groups[g][0] for g in sorted(pruner.pending)],
             history=self.history.to_dict(),
             reference=self.history.reference_of_wholes(pruner.shards),
