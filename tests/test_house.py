@@ -15,6 +15,7 @@ from hf_cyclprune import CRITERIA, METHODS, RAMPS
 from hf_cyclprune.cli import main
 from hf_cyclprune.pruning.patterns import SCOPES
 from hf_cyclprune.pruning.pruned_weights import PRUNED_WEIGHTS
+from tests.hub.repos import save_tiny_bert
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "hf_cyclprune"
@@ -191,6 +192,7 @@ def test_the_python_blocks_of_the_readme_run(index, tmp_path, monkeypatch, tiny_
     monkeypatch.chdir(tmp_path)
     code = re.findall(r"```python\n(?!>>>)(.*?)```", README, re.DOTALL)[index]
     tiny_bert().save_pretrained(tmp_path / "model")
+    save_tiny_bert(tmp_path / "sst2")
     names = {"model": tiny_bert(), "train_dataset": examples, "eval_dataset": examples}
     exec(compile(code, f"README block {index}", "exec"), names)
 
