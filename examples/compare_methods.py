@@ -26,17 +26,17 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from experiment import Run, append, key, mean_and_error, print_table, read
 
 
-def parse() -> argparse.Namespace:
+def parser_of_runs() -> argparse.ArgumentParser:
+    """Return a parser of the options that all scripts with runs on a GLUE task have."""
     parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("task", help="sst2, mrpc, cola, rte, qnli, ...")
     parser.add_argument("folder", metavar="FOLDER", type=Path)
     parser.add_argument("out", metavar="RUNS.jsonl", type=Path)
-    parser.add_argument("--arm", nargs="+", action="append", metavar=("NAME", "OPTION=VALUE"))
     parser.add_argument("--sparsity", type=float, default=0.9)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--learning_rates", type=float, nargs="+", default=[3e-4])
     parser.add_argument("--max_steps", type=int, default=1500)
     parser.add_argument("--model", help="folder of an encoder; by default the demo's MiniLM")
     parser.add_argument("--num_layers", type=int, help="cut the model to its first layers")
@@ -48,31 +48,31 @@ def parse() -> argparse.Namespace:
     )
     # One run, in a process of its own: its settings as JSON, and the folder of the tokenized rows.
     parser.add_argument("--run", nargs=2, help=argparse.SUPPRESS)
+    return parser
+
+
+def parse() -> argparse.Namespace:
+    parser = parser_of_runs()
+    parser.add_argument("--arm", nargs="+", action="append", metavar=("NAME", "OPTION=VALUE"))
+    parser.add_argument("--learning_rates", type=float, nargs="+", default=[3e-4])
     return parser.parse_args()
 
 
-def key(run: dict[str, Any]) -> str:
-    """What tells one run from another."""
-    return json.dumps({k: v for k, v in run.items() if k != "result"}, sort_keys=True)
-
-
-def read(path: Path) -> dict[str, dict[str, Any]]:
-    """Return the finished runs."""
-    lines = path.read_text().splitlines() if path.is_file() else []
-    return {key(run): run for run in map(json.loads, lines)}
-
-
-def wanted(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Return the settings of all runs, seed by seed, so that a table of all arms is early there."""
-    common = ("task", "sparsity", "max_steps", "num_layers", "num_train", "num_held_out", "bf16")
+def common_settings(options: argparse.Namespace) -> Run:
+    """Return the settings that all runs share."""
+    names = ("task", "sparsity", "max_steps", "num_layers", "num_train", "num_held_out", "bf16")
     model = {"model": options.model} if options.model is not None else {}
+    return {name: getattr(options, name) for name in names} | model
+
+
+def wanted(options: argparse.Namespace) -> list[Run]:
+    """Return the settings of all runs, seed by seed, so that a table of all arms is early there."""
     arms = {
         name: {k: yaml.safe_load(v) for k, v in (option.split("=", 1) for option in given)}
         for name, *given in options.arm
     }
     return [
-        {name: getattr(options, name) for name in common}
-        | model
+        common_settings(options)
         | {"arm": name, "pruning": pruning, "seed": seed, "learning_rate": lr}
         for seed in options.seeds
         for lr in options.learning_rates
@@ -80,14 +80,14 @@ def wanted(options: argparse.Namespace) -> list[dict[str, Any]]:
     ]
 
 
-def find_folder(run: dict[str, Any]) -> Path:
+def find_folder(run: Run) -> Path:
     """Return the folder of the pretrained encoder and its tokenizer."""
     from hf_cyclprune.demo.model import find_model
 
     return Path(run["model"]) if "model" in run else find_model()
 
 
-def tokenize(run: dict[str, Any], folder: Path, tokenized: Path) -> None:
+def tokenize(run: Run, folder: Path, tokenized: Path) -> None:
     """Write the tokenized rows of the three splits, which are those of all runs."""
     import datasets
     from transformers import AutoTokenizer
@@ -113,8 +113,8 @@ def tokenize(run: dict[str, Any], folder: Path, tokenized: Path) -> None:
     ).save_to_disk(tokenized)
 
 
-def train(run: dict[str, Any], tokenized: str) -> dict[str, Any]:
-    """Train one model and return what was measured."""
+def build_trainer(run: Run, tokenized: str, output_dir: str) -> Any:
+    """Return the trainer of a run, with its model."""
     import datasets
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainingArguments
@@ -125,7 +125,6 @@ def train(run: dict[str, Any], tokenized: str) -> dict[str, Any]:
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     task, source = get_task(run["task"]), find_folder(run)
-    encoded = datasets.load_from_disk(tokenized)
     torch.manual_seed(run["seed"])
     model = AutoModelForSequenceClassification.from_pretrained(
         source, num_labels=len(task.labels), dtype=torch.float32
@@ -140,42 +139,60 @@ def train(run: dict[str, Any], tokenized: str) -> dict[str, Any]:
         return score(task, answers, prediction.label_ids)
 
     pruning = dict(run["pruning"])
-    config = PruningConfig(**{"sparsity": run["sparsity"], **pruning}) if pruning else None
+    args = TrainingArguments(
+        output_dir,
+        max_steps=run["max_steps"],
+        per_device_train_batch_size=32,
+        per_device_eval_batch_size=128,
+        learning_rate=run["learning_rate"],
+        seed=run["seed"],
+        weight_decay=0.01,
+        bf16=run["bf16"],
+        use_cpu=not torch.cuda.is_available(),
+        # Rows of one length share a batch: a third of the tokens on SST-2, the rest padding.
+        train_sampling_strategy="group_by_length",
+        logging_strategy="no",
+        save_strategy="no",
+        disable_tqdm=True,
+        report_to=[],
+    )
+    return PruningTrainer(
+        model,
+        args,
+        train_dataset=datasets.load_from_disk(tokenized)["train"],
+        processing_class=AutoTokenizer.from_pretrained(source),
+        compute_metrics=measure,
+        pruning_config=PruningConfig(**{"sparsity": run["sparsity"], **pruning})
+        if pruning
+        else None,
+    )
+
+
+def train_and_evaluate(trainer: Any, run: Run, tokenized: str) -> Run:
+    """Train, and return time, device and the scores on the two other splits."""
+    import datasets
+    import torch
+
+    from hf_cyclprune.glue.tasks import get_task
+
+    start = time.perf_counter()
+    trainer.train()
+    device = trainer.args.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    result: Run = {"seconds": time.perf_counter() - start, "device": name}
+    encoded = datasets.load_from_disk(tokenized)
+    for split in ("held_out", "validation"):
+        metrics = trainer.evaluate(encoded[split], metric_key_prefix=split)
+        names = [f"{split}_{name}" for name in (get_task(run["task"]).metrics[0], "loss")]
+        result |= {name: metrics[name] for name in names}
+    return result
+
+
+def train(run: Run, tokenized: str) -> Run:
+    """Train one model and return what was measured."""
     with tempfile.TemporaryDirectory() as output_dir:
-        args = TrainingArguments(
-            output_dir,
-            max_steps=run["max_steps"],
-            per_device_train_batch_size=32,
-            per_device_eval_batch_size=128,
-            learning_rate=run["learning_rate"],
-            seed=run["seed"],
-            weight_decay=0.01,
-            bf16=run["bf16"],
-            use_cpu=not torch.cuda.is_available(),
-            # Rows of one length share a batch: a third of the tokens on SST-2, the rest padding.
-            train_sampling_strategy="group_by_length",
-            logging_strategy="no",
-            save_strategy="no",
-            disable_tqdm=True,
-            report_to=[],
-        )
-        trainer = PruningTrainer(
-            model,
-            args,
-            train_dataset=encoded["train"],
-            processing_class=AutoTokenizer.from_pretrained(source),
-            compute_metrics=measure,
-            pruning_config=config,
-        )
-        start = time.perf_counter()
-        trainer.train()
-        device = trainer.args.device
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-        result: dict[str, Any] = {"seconds": time.perf_counter() - start, "device": name}
-        for split in ("held_out", "validation"):
-            metrics = trainer.evaluate(encoded[split], metric_key_prefix=split)
-            names = [f"{split}_{name}" for name in (task.metrics[0], "loss")]
-            result |= {name: metrics[name] for name in names}
+        trainer = build_trainer(run, tokenized, output_dir)
+        result = train_and_evaluate(trainer, run, tokenized)
         report = trainer.sparsity_report()
         if trainer.pruner is not None and report is not None:
             num_kept = trainer.pruner.num_weights - sum(trainer.pruner.num_pruned)
@@ -185,9 +202,9 @@ def train(run: dict[str, Any], tokenized: str) -> dict[str, Any]:
     return result
 
 
-def run_in_process(run: dict[str, Any], tokenized: str, options: argparse.Namespace) -> None:
+def run_in_process(run: Run, tokenized: str, options: argparse.Namespace) -> None:
     """Train in a process of its own, so that runs share no state, and note the result."""
-    command = [sys.executable, __file__, options.task, str(options.folder), str(options.out)]
+    command = [sys.executable, sys.argv[0], options.task, str(options.folder), str(options.out)]
     threads = str(max(1, (os.cpu_count() or 1) // options.workers))
     environment = {**os.environ, "OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run(
@@ -200,9 +217,26 @@ def run_in_process(run: dict[str, Any], tokenized: str, options: argparse.Namesp
         print(f"{run['arm']}, seed {run['seed']} failed:\n{done.stderr[-2000:]}", flush=True)
         return
     result = json.loads(done.stdout.splitlines()[-1])
-    with options.out.open("a") as file:
-        file.write(json.dumps({**run, "result": result}) + "\n")
+    append(options.out, run, result)
     print(f"{run['arm']}, seed {run['seed']}, lr {run['learning_rate']:g}: {result}", flush=True)
+
+
+def finish_in_processes(runs: list[Run], options: argparse.Namespace) -> list[Run]:
+    """Run what is missing, several at once; return the finished runs with their results."""
+    missing = [run for run in runs if key(run) not in read(options.out)]
+    with tempfile.TemporaryDirectory() as tokenized, ThreadPoolExecutor(options.workers) as pool:
+        if missing:
+            tokenize(missing[0], options.folder, Path(tokenized))
+        list(pool.map(lambda run: run_in_process(run, tokenized, options), missing))
+    finished = read(options.out)
+    return [finished[key(run)] for run in runs if key(run) in finished]
+
+
+def check_finished(runs: list[Run], done: list[Run]) -> None:
+    """Exit with an error if runs are missing."""
+    failed = [run["arm"] for run in runs if key(run) not in set(map(key, done))]
+    if failed:
+        raise SystemExit(f"Not finished: {', '.join(failed)}. The same command runs them again.")
 
 
 def main() -> None:
@@ -211,56 +245,44 @@ def main() -> None:
         run, tokenized = options.run
         print(json.dumps(train(json.loads(run), tokenized)))
         return
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    runs, finished = wanted(options), read(options.out)
-    missing = [run for run in runs if key(run) not in finished]
-    with tempfile.TemporaryDirectory() as tokenized, ThreadPoolExecutor(options.workers) as pool:
-        if missing:
-            tokenize(missing[0], options.folder, Path(tokenized))
-        list(pool.map(lambda run: run_in_process(run, tokenized, options), missing))
-    finished = read(options.out)
-    failed = [run["arm"] for run in runs if key(run) not in finished]
-    show([finished[key(run)] for run in runs if key(run) in finished])
-    if failed:
-        raise SystemExit(f"Not finished: {', '.join(failed)}. The same command runs them again.")
+    runs = wanted(options)
+    done = finish_in_processes(runs, options)
+    show(done)
+    check_finished(runs, done)
 
 
-def show(runs: list[dict[str, Any]]) -> None:
+def show(runs: list[Run]) -> None:
     """Print the table of the finished runs."""
     arms = list(dict.fromkeys(run["arm"] for run in runs))
     best = {arm: _best_of([run for run in runs if run["arm"] == arm]) for arm in arms}
-    print("| arm | learning rate | seeds | held-out | difference | validation | returned / kept |")
-    print("|---|---|---|---|---|---|---|")
+    rows = []
     for arm, chosen in best.items():
         first = {run["seed"]: _score(run) for run in best[arms[0]]}
         gaps = [_score(run) - first[run["seed"]] for run in chosen if run["seed"] in first]
         returned = [run["result"].get("returned_of_kept", 0.0) for run in chosen]
         cells = [arm, f"{chosen[0]['learning_rate']:g}", str(len(chosen))]
-        cells += [_mean([_score(run) for run in chosen]), _mean(gaps) if arm != arms[0] else ""]
-        cells += [_mean([_score(run, "validation") for run in chosen])]
+        cells += [
+            mean_and_error([_score(run) for run in chosen]),
+            mean_and_error(gaps) if arm != arms[0] else "",
+        ]
+        cells += [mean_and_error([_score(run, "validation") for run in chosen])]
         cells += [f"{statistics.mean(returned):.2f}"]
-        print("| " + " | ".join(cells) + " |")
+        rows.append(cells)
+    header = ("arm", "learning rate", "seeds", "held-out", "difference", "validation")
+    print_table([*header, "returned / kept"], rows)
 
 
-def _best_of(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _best_of(runs: list[Run]) -> list[Run]:
     """Return the runs with the learning rate whose mean on held-out rows is highest."""
     rates = {run["learning_rate"] for run in runs}
     groups = [[run for run in runs if run["learning_rate"] == rate] for rate in rates]
     return max(groups, key=lambda group: statistics.mean(map(_score, group)))
 
 
-def _score(run: dict[str, Any], split: str = "held_out") -> float:
+def _score(run: Run, split: str = "held_out") -> float:
     result = run["result"]
     names = [n for n in result if n.startswith(f"{split}_") and not n.endswith("_loss")]
     return float(result[names[0]])
-
-
-def _mean(values: list[float]) -> str:
-    """Write mean and standard error."""
-    if not values:
-        return ""
-    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
-    return f"{statistics.mean(values):.4f} ± {error:.4f}"
 
 
 if __name__ == "__main__":
