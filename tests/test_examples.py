@@ -36,3 +36,37 @@ def test_every_cell_of_the_notebook_runs(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "the same weights: True" in printed
     assert "sparsity 80.00" in printed
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """Runs a script's main with these arguments, in this process."""
+
+    def run(name, *arguments):
+        monkeypatch.syspath_prepend(str(EXAMPLES))
+        monkeypatch.setattr("sys.argv", [f"{name}.py", *map(str, arguments)])
+        runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+
+    return run
+
+
+def read_lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_right_weights_of_linear_models_are_counted_and_drawn(script, tmp_path, capsys):
+    out, picture = tmp_path / "runs.jsonl", tmp_path / "picture.png"
+    sizes = ("--num_runs", 200, "--ridges", 100, "--table_steps", 20, "--num_steps", 20)
+    sizes = (*sizes, "--num_problems", 3, "--supports", 5, "--measurements", 80)
+    script("linear_recovery", out, *sizes, "--picture", picture)
+    assert "| 10 | adversarial | 0.04 |" in capsys.readouterr().out
+    assert picture.is_file()
+    runs = read_lines(out)
+    right = {(r["n"], r["alpha"], r["method"]): r["result"]["right"] for r in runs if "n" in r}
+    assert right[10, "random", "pgd"] > right[10, "random", "one_shot"] + 0.1
+    assert right[2, "random", "one_shot"] == pytest.approx(0.2, abs=0.1)
+    easy = {r["arm"]: r["result"]["found"] for r in runs if r.get("m") == 80}
+    assert sum(easy["gradual"]) > sum(easy["one_shot"])
+
+    script("linear_recovery", out, *sizes)
+    assert read_lines(out) == runs, "a finished cell was measured again"
