@@ -70,3 +70,20 @@ def test_right_weights_of_linear_models_are_counted_and_drawn(script, tmp_path, 
 
     script("linear_recovery", out, *sizes)
     assert read_lines(out) == runs, "a finished cell was measured again"
+
+
+def test_the_ablation_compares_arms_from_the_same_dense_network(script, tmp_path, capsys):
+    out, picture = tmp_path / "runs.jsonl", tmp_path / "picture.png"
+    arms = ("gradual", "frozen_restarts", "cubic (cyclical)", "rising, dips to 0.8")
+    sizes = ("--dense_epochs", 1, "--cycle_epochs", 1, "--num_cycles", 2, "--sparsities", 0.9)
+    script("ablation", out, *sizes, "--seeds", 0, "--arms", *arms, "--picture", picture)
+    assert "Sparsity 90 %" in capsys.readouterr().out
+    assert picture.is_file()
+    results = {run["arm"]: run["result"] for run in read_lines(out)}
+    assert set(results) == set(arms)
+    assert len({result["dense"] for result in results.values()}) == 1
+    for result in results.values():
+        assert result["sparsity"][-1] == pytest.approx(0.9, abs=1e-4)
+        assert len(result["accuracy"]) == 2
+    assert results["frozen_restarts"]["distance_to_first"] == [0.0, 0.0]
+    assert results["cubic (cyclical)"]["accuracy"][0] == results["frozen_restarts"]["accuracy"][0]
