@@ -87,3 +87,36 @@ def test_the_ablation_compares_arms_from_the_same_dense_network(script, tmp_path
         assert len(result["accuracy"]) == 2
     assert results["frozen_restarts"]["distance_to_first"] == [0.0, 0.0]
     assert results["cubic (cyclical)"]["accuracy"][0] == results["frozen_restarts"]["accuracy"][0]
+
+
+def test_masks_are_transplanted_and_weights_returned(script, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("datasets", reason="the extra glue is not installed")
+    from tests.hub.repos import save_tiny_bert, write_tiny_glue
+
+    save_tiny_bert(tmp_path / "bert")
+    write_tiny_glue(tmp_path / "glue", num_rows=24)
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    import compare_methods
+    import mask_probes
+    from experiment import append
+
+    def in_this_process(run, tokenized, options):
+        append(options.out, run, mask_probes.train(run, tokenized, options.out))
+
+    monkeypatch.setattr(compare_methods, "run_in_process", in_this_process)
+    out = tmp_path / "runs.jsonl"
+    sizes = ("--max_steps", 2, "--num_held_out", 8, "--num_batches", 1, "--regrowth_steps", 1)
+    model = ("--model", tmp_path / "bert", "--num_layers", 1, "--workers", 1)
+    masks = ("--masks", "magnitude", "end of fisher", "fisher's densities", "random")
+    script("mask_probes", "sst2", tmp_path / "glue" / "sst2", out, *model, *sizes, *masks)
+    runs = {(run["probe"], run["arm"]): run["result"] for run in read_lines(out)}
+    assert len(runs) == 5
+    transplants = {arm: result for (probe, arm), result in runs.items() if probe == "transplant"}
+    for result in transplants.values():
+        assert result["sparsity"] == pytest.approx(0.9, abs=1e-3)
+    distances = {arm: result["distance_to_magnitude"] for arm, result in transplants.items()}
+    assert distances["magnitude"] == 0 < distances["end of fisher"] < distances["random"]
+    regrowth = runs["source", "fisher"]["regrowth"]
+    assert regrowth["losses"]["random"]["zero"][0] == pytest.approx(regrowth["before"])
+    assert regrowth["losses"]["-gW"]["stored"][0] != regrowth["before"]
+    assert "Mask transplant" in capsys.readouterr().out
