@@ -183,6 +183,10 @@ def show(runs: list[Run]) -> None:
         ends = [f"cycle {c + 1}" for c in range(here[0]["num_cycles"])]
         print(f"\nSparsity {100 * sparsity:g} %, accuracy in % on the test rows\n")
         print_table(["arm", *ends, "- gradual", "mask distance", "recovered, %"], rows)
+        frozen = {run["seed"]: final(run) for run in arms["frozen_restarts"]}
+        cyclical = [run for run in arms["cubic (cyclical)"] if run["seed"] in frozen]
+        gaps = [final(run) - frozen[run["seed"]] for run in cyclical]
+        print(f"\nCyclical - frozen_restarts: {mean_and_error(gaps, 2)}")
 
 
 def distances(runs: list[Run]) -> str:

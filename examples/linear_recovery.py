@@ -183,9 +183,11 @@ def show_planted(runs: list[Run]) -> None:
     rows = []
     for m, k in dict.fromkeys((run["m"], run["k"]) for run in runs):
         here = {r["arm"]: r["result"]["found"] for r in runs if (r["m"], r["k"]) == (m, k)}
-        rows.append([str(m), str(k), *(mean_and_error(found, 3) for found in here.values())])
+        gaps = [c - g for c, g in zip(here["cyclical"], here["gradual"], strict=True)]
+        columns = [mean_and_error(found, 3) for found in (*here.values(), gaps)]
+        rows.append([str(m), str(k), *columns])
     print(f"\nRecovered support of {SIZE} weights, {runs[0]['num_problems']} problems a cell\n")
-    print_table(["measurements", "not zero", *ARMS], rows)
+    print_table(["measurements", "not zero", *ARMS, "cyclical - gradual"], rows)
 
 
 def draw(runs: list[Run], path: Path) -> None:
@@ -205,7 +207,9 @@ def draw(runs: list[Run], path: Path) -> None:
                 here = [r for r in runs if r["arm"] == arm and r[fixed] == value]
                 here.sort(key=lambda run: run[over])
                 found = [run["result"]["found"] for run in here]
-                plot_means(axes, [run[over] for run in here], found, look).set_label(arm)
+                x = [run[over] for run in here]
+                plot_means(axes, x, found, look).set_label(arm)
+            axes.set_xticks(x)
             axes.set_xlabel(label)
         figure.axes[0].set_ylabel("recovered share of the support")
         figure.axes[0].legend()

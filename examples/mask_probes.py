@@ -14,9 +14,9 @@ weights in each matrix as "end of fisher"; "random". The scope is each method's 
 together for fisher, each layer alone for the others.
 
 Regrowth: to the end of the long fisher run (which keeps the values that weights had when they were
-pruned) 1 % of all target weights are returned, those with the highest score by --num_batches
-batches, with the value 0 or the stored one. Loss on 1600 held-out rows at once, and after
---regrowth_steps more with all masks fixed, from a third of the learning rate down to 0.
+pruned) 1 % of all target weights (--regrowth_share) are returned, those with the highest score by
+--num_batches batches, with the value 0 or the stored one. Loss on 1600 held-out rows at once, and
+after --regrowth_steps more with all masks fixed, from a third of the learning rate down to 0.
 """
 
 import hashlib
@@ -61,6 +61,7 @@ def parse() -> Any:
     parser.add_argument("--long_steps", type=int, help="by default twice --max_steps")
     parser.add_argument("--num_batches", type=int, default=100)
     parser.add_argument("--regrowth_steps", type=int, default=50)
+    parser.add_argument("--regrowth_share", type=float, help="of the weights; by default 0.01")
     return parser.parse_args()
 
 
@@ -69,6 +70,8 @@ def wanted(options: Any) -> tuple[list[Run], list[Run]]:
     common = common_settings(options) | {"learning_rate": options.learning_rate}
     long = {"max_steps": options.long_steps or 2 * options.max_steps}
     regrowth = {"num_batches": options.num_batches, "regrowth_steps": options.regrowth_steps}
+    if options.regrowth_share is not None:
+        regrowth["regrowth_share"] = options.regrowth_share
     sources, transplants = [], []
     for seed in options.seeds:
         made = {

@@ -1,4 +1,4 @@
-"""Return 1 % of the weights of a pruned model by several scores; mask_probes.py imports this."""
+"""Return a share of the weights of a pruned model by several scores; for mask_probes.py."""
 
 import copy
 from collections.abc import Iterable, Iterator
@@ -12,7 +12,7 @@ from torch import Tensor
 from hf_cyclprune import CRITERIA, Pruner
 from hf_cyclprune.pruning.criterion import Criterion, Rows
 
-SHARE = 0.01
+SHARE = 0.01  # of all target weights
 NUM_ROWS = 1600
 Scores = dict[str, Tensor]
 """Name of a target -> a score for each of its weights."""
@@ -127,7 +127,7 @@ class Probe:
         for name, mask in self.pruner.masks.items():
             chosen.masks[name].copy_(mask)
         chosen.count_pruned()
-        chosen.prune_to(self.run["sparsity"] - SHARE)
+        chosen.prune_to(self.run["sparsity"] - self.run.get("regrowth_share", SHARE))
         return chosen
 
     def train(self, pruner: Pruner) -> float:
