@@ -1,13 +1,18 @@
 """Putting layers that use their zeros in the place of a model's Linear layers."""
 
+import ctypes
+import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
+from typing import cast
 
 import torch
 from torch import nn
 
 from hf_cyclprune.checks import check_count, reason_of
+from hf_cyclprune.inference.blocked import VALUES_DTYPES
 from hf_cyclprune.inference.cost import Cost, measure_cpu, measure_gpu
 from hf_cyclprune.inference.frozen import FrozenLinear
 from hf_cyclprune.inference.semi_structured import SemiStructuredLinear, find_obstacle
@@ -16,6 +21,9 @@ from hf_cyclprune.inference.sparse_linear import SparseLinear, load_kernel
 _NUM_TOKENS = {"cpu": 128, "cuda": 8192}
 _MARGIN = 0.9
 """A sparse layer must take at most this share of the dense layer's time."""
+
+_Replacer = Callable[[nn.Linear], FrozenLinear | str]
+"""Returns what replaces a layer, or why nothing does."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +51,11 @@ class Acceleration:
 
 
 def accelerate_(
-    model: nn.Module, *, num_tokens: int | None = None, measure: bool = True
+    model: nn.Module,
+    *,
+    num_tokens: int | None = None,
+    measure: bool = True,
+    values_dtype: torch.dtype | None = None,
 ) -> Acceleration:
     """Replace the pruned Linear layers of a model in place by faster ones, for inference only.
 
@@ -56,29 +68,26 @@ def accelerate_(
         num_tokens: sentences times their length in a typical batch, for which the layers are
             measured; by default 128 on a CPU and 8192 on a GPU.
         measure: False replaces every layer that has zeros and can be replaced.
+        values_dtype: on a CPU, in which the kept weights are stored; by default as they are.
+            torch.bfloat16 or torch.float16 rounds those of a float32 model to 2 bytes each, which
+            changes its outputs a little; sums are in float32 always.
 
     Raises:
-        ValueError: The model is on another kind of device.
+        ValueError: The model is on another kind of device, or values_dtype cannot be used.
         ImportError: The model is on a CPU, and numba is not installed.
     """
     if num_tokens is not None:
         check_count("num_tokens", num_tokens)
     kind = _kind_of_device(model)
-    if kind == "cpu":
-        load_kernel()
-    model.eval()
-    report = Acceleration()
-    num_owners = Counter(id(p) for m in model.modules() for p in m.parameters(recurse=False))
-    replace = _replace_on_cpu if kind == "cpu" else _replace_on_gpu
     size = (num_tokens or _NUM_TOKENS[kind]) if measure else None
-    for name, linear in list(_linears(model)):
-        found = _obstacle(linear, num_owners) or replace(linear, size)
-        if isinstance(found, str):
-            report.dense[name] = found
-        else:
-            report.sparse.append(name)
-            _put_(model, linear, found)
-    return report
+    replace = _new_replacer(kind, size, values_dtype)
+    model.eval()
+    num_owners = Counter(id(p) for m in model.modules() for p in m.parameters(recurse=False))
+    names = list(_names_of_linears(model))  # no list of layers: it would keep them alive
+    reasons = {name: _replace_(model, name, num_owners, replace) for name in names}
+    _return_memory()
+    dense = {name: reason for name, reason in reasons.items() if reason is not None}
+    return Acceleration([name for name in names if name not in dense], dense)
 
 
 def _kind_of_device(model: nn.Module) -> str:
@@ -91,10 +100,35 @@ def _kind_of_device(model: nn.Module) -> str:
     return kinds.pop()
 
 
-def _linears(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
+def _new_replacer(kind: str, num_tokens: int | None, values_dtype: torch.dtype | None) -> _Replacer:
+    if values_dtype is not None and (kind != "cpu" or values_dtype not in VALUES_DTYPES):
+        known = ", ".join(map(str, VALUES_DTYPES))
+        raise ValueError(
+            f"values_dtype must be one of {known}, for a model on a CPU; got {values_dtype} for "
+            f"one on '{kind}'. Leave it out to store the weights as they are."
+        )
+    if kind == "cuda":
+        return partial(_replace_on_gpu, num_tokens=num_tokens)
+    load_kernel()
+    return partial(_replace_on_cpu, num_tokens=num_tokens, values_dtype=values_dtype)
+
+
+def _names_of_linears(model: nn.Module) -> Iterator[str]:
     for name, module in model.named_modules():
         if type(module) is nn.Linear:  # a subclass may mean anything
-            yield name, module
+            yield name
+
+
+def _replace_(
+    model: nn.Module, name: str, num_owners: Counter[int], replace: _Replacer
+) -> str | None:
+    """Replace the layer of this name, or return why it stays."""
+    linear = cast("nn.Linear", model.get_submodule(name))
+    found = _obstacle(linear, num_owners) or replace(linear)
+    if isinstance(found, str):
+        return found
+    _put_(model, linear, found)
+    return None
 
 
 def _obstacle(linear: nn.Linear, num_owners: Counter[int]) -> str | None:
@@ -107,13 +141,16 @@ def _obstacle(linear: nn.Linear, num_owners: Counter[int]) -> str | None:
     return None
 
 
-def _replace_on_cpu(linear: nn.Linear, num_tokens: int | None) -> FrozenLinear | str:
+def _replace_on_cpu(
+    linear: nn.Linear, num_tokens: int | None, values_dtype: torch.dtype | None
+) -> FrozenLinear | str:
     if num_tokens is not None:
         shape, threads = linear.weight.shape, torch.get_num_threads()
-        cost = measure_cpu(*shape, num_tokens, threads, linear.weight.dtype)
+        dtype = linear.weight.dtype
+        cost = measure_cpu(*shape, num_tokens, threads, dtype, values_dtype or dtype)
         if not _is_faster(cost, int(linear.weight.count_nonzero())):
             return f"with {num_tokens} tokens it is not slower dense"
-    return SparseLinear(linear)
+    return SparseLinear(linear, values_dtype)
 
 
 def _replace_on_gpu(linear: nn.Linear, num_tokens: int | None) -> FrozenLinear | str:
@@ -141,3 +178,11 @@ def _put_(model: nn.Module, linear: nn.Linear, layer: FrozenLinear) -> None:
         for name, child in list(module._modules.items()):
             if child is linear:
                 setattr(module, name, layer)
+
+
+def _return_memory() -> None:
+    """Ask glibc for the freed weights: it keeps up to 32 MB for itself wherever it can."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none
+        if trim is not None:
+            trim(0)

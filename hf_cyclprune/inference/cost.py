@@ -32,12 +32,19 @@ class Cost(NamedTuple):
 
 @lru_cache
 def measure_cpu(
-    out_features: int, in_features: int, num_tokens: int, num_threads: int, dtype: torch.dtype
+    out_features: int,
+    in_features: int,
+    num_tokens: int,
+    num_threads: int,
+    dtype: torch.dtype,
+    values_dtype: torch.dtype,
 ) -> Cost:
     """Measure random layers of one shape; once in a process for each.
 
     Args:
         num_threads: those that torch uses now.
+        dtype: of the layers and their inputs.
+        values_dtype: of the kept weights of the sparse ones.
     """
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(out_features, in_features, generator=generator)
@@ -49,7 +56,7 @@ def measure_cpu(
     times, numbers = [], []
     for density in _DENSITIES:
         linear.weight.data.copy_(weight * (share < density))
-        layer = SparseLinear(linear)
+        layer = SparseLinear(linear, values_dtype)
         numbers.append(layer.blocked.num_kept)
         times.append(_time(lambda layer=layer: layer(x)))  # type: ignore[misc]
     per_kept = max(0.0, (times[1] - times[0]) / max(1, numbers[1] - numbers[0]))

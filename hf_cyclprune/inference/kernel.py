@@ -4,7 +4,7 @@ The inputs of a tile of tokens are transposed, so that one vector register holds
 weight then costs one multiplication and addition for every 16 tokens, with an operand from the
 cache:
 
-    y[r, :] += w[r, k] * x[k, :]        x: (K, 32 tokens), y: (R, 32 tokens)
+    y[r, :] += w[r, k] * x[k, :]        x: (K, 48 tokens), y: (R, 48 tokens)
 
 The sums of a row stay in registers for a whole block of columns. Every element of the output adds
 its products in the order of the columns, one by one: the result does not depend on the tile, the
@@ -50,6 +50,19 @@ def _splat(builder: Any, number: Any, size: int) -> Any:
     return _shuffle(builder, first, nothing, [0] * size)
 
 
+def _widen(builder: Any, number: Any, kind: Any) -> Any:
+    """Return a stored value as float32; see `blocked` for the kinds."""
+    if kind == types.float32:
+        return number
+    bits = builder.sext(number, _INT)
+    if kind == types.int16:  # a bfloat16 is the upper half of a float32
+        return builder.bitcast(builder.shl(bits, ir.Constant(_INT, 16)), _FLOAT)
+    # a float16's exponent counts from -15, that of a float32 from -127; not every processor has
+    # an instruction for it
+    bits = builder.and_(builder.shl(bits, ir.Constant(_INT, 13)), ir.Constant(_INT, 0x8FFFE000))
+    return builder.fmul(builder.bitcast(bits, _FLOAT), ir.Constant(_FLOAT, 2.0**112))
+
+
 @intrinsic
 def _transpose(_: Any, x: Any, at: Any, stride: Any, y: Any, to: Any, step: Any) -> Any:
     """Transpose a square of 8 x 8 elements from one array into another."""
@@ -91,7 +104,8 @@ def _new_dot(width: int) -> Any:
         places = [_part(builder, outputs, part, size) for part in parts]
         sums = [cgutils.alloca_once_value(builder, builder.load(p, align=4)) for p in places]
         with cgutils.for_range_slice(builder, start, stop, ir.Constant(_LONG, 1)) as (i, _):
-            weight = _splat(builder, builder.load(builder.gep(value, [i])), size)
+            stored = builder.load(builder.gep(value, [i]))
+            weight = _splat(builder, _widen(builder, stored, kinds[0].dtype), size)
             column = builder.zext(builder.load(builder.gep(position, [i])), _LONG)
             row = builder.gep(inputs, [builder.mul(column, ir.Constant(_LONG, width))])
             for total, part in zip(sums, parts, strict=True):
@@ -143,7 +157,7 @@ def _new_rows(width: int) -> Any:
     return njit(nogil=True)(multiply)
 
 
-_rows_8, _rows_16, _rows_32 = _new_rows(8), _new_rows(16), _new_rows(32)
+_rows_8, _rows_16, _rows_32, _rows_48 = map(_new_rows, (8, 16, 32, 48))
 
 
 @njit(nogil=True)
@@ -170,7 +184,7 @@ def _multiply(
     Args:
         x, out: float32, flat, of all tokens.
         weight: values, positions, starts and bias.
-        x_tile, y_tile: memory for the inputs and outputs of 32 tokens, and where it begins.
+        x_tile, y_tile: memory for the inputs and outputs of 48 tokens, and where it begins.
     """
     num_tokens = tokens[1] - tokens[0]
     (first, last), num_rows = rows, weight[3].size
@@ -179,13 +193,15 @@ def _multiply(
     done = 0
     while done < num_tokens:
         left = num_tokens - done
-        width = 32 if left > 16 else 16 if left > 8 else 8
+        width = 48 if left > 64 or 32 < left <= 48 else 32 if left > 16 else 16 if left > 8 else 8
         size = min(width, left)
         token = tokens[0] + done
         if size < width:  # the other lanes are not read, but may hold numbers that are slow
             x_rows[x_at : x_at + num_columns * width] = 0.0
         _flip(x, token * num_columns, num_columns, size, num_columns, x_rows, x_at, width)
-        if width == 32:
+        if width == 48:
+            _rows_48(weight, first, last, x_rows, x_at, y_rows, y_at)
+        elif width == 32:
             _rows_32(weight, first, last, x_rows, x_at, y_rows, y_at)
         elif width == 16:
             _rows_16(weight, first, last, x_rows, x_at, y_rows, y_at)

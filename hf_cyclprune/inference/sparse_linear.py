@@ -22,16 +22,21 @@ class SparseLinear(FrozenLinear):
     Example:
         >>> linear = nn.Linear(3, 2)
         >>> _ = linear.weight.data.copy_(torch.tensor([[0.0, 2.0, 0.0], [0.0, 0.0, 0.0]]))
-        >>> SparseLinear(linear).blocked.values
-        tensor([2.])
+        >>> SparseLinear(linear).blocked.values.tolist()
+        [2.0]
+
+    Args:
+        values_dtype: in which the kept weights are stored, rounded if need be; by default that of
+            the layer.
     """
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, linear: nn.Linear, values_dtype: torch.dtype | None = None) -> None:
         super().__init__(linear)
-        self.blocked = BlockedWeight.from_dense(linear.weight)
-        self._num_kept = self.blocked.num_kept_of_rows()
+        self.blocked = held = BlockedWeight.from_dense(linear.weight, values_dtype)
+        self._num_kept = held.num_kept_of_rows()
         self._known_tasks: dict[tuple[int, int], list[Task]] = {}
-        self._bias = torch.zeros(self.out_features) if self.bias is None else self.bias.float()
+        bias = torch.zeros(self.out_features) if self.bias is None else self.bias.float()
+        self._operands = (held.values, held.positions, held.starts, bias.numpy())
 
     @property
     def weight(self) -> Tensor:
@@ -40,21 +45,19 @@ class SparseLinear(FrozenLinear):
     def multiply(self, x: Tensor) -> Tensor:
         """Return the outputs for a matrix with one token in each row."""
         tokens = x.detach().float().contiguous()
-        out = torch.empty(len(tokens), self.out_features)
+        num_tokens = tokens.shape[0]
+        out = torch.empty(num_tokens, self.out_features)
         if out.numel():
-            self._fill(tokens.view(-1).numpy(), out.view(-1).numpy(), len(tokens))
+            self._fill(tokens.view(-1).numpy(), out.view(-1).numpy(), num_tokens)
         return out.to(x.dtype)
 
     def _fill(self, x: Any, out: Any, num_tokens: int) -> None:
         multiply_tokens = load_kernel()
-        held = (self.blocked.values, self.blocked.positions, self.blocked.starts, self._bias)
-        weight = tuple(tensor.numpy() for tensor in held)
-
         jobs = []
         for i, (tokens, rows) in enumerate(self._tasks(num_tokens, torch.get_num_threads())):
             x_tile = take_memory(f"x{i}", self.in_features * TILE)
             y_tile = take_memory(f"y{i}", (rows[1] - rows[0]) * TILE)
-            args = (x, out, tokens, rows, weight, x_tile, y_tile)
+            args = (x, out, tokens, rows, self._operands, x_tile, y_tile)
             jobs.append(partial(multiply_tokens, *args))
         run_all(jobs)
 

@@ -13,8 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-TILE = 32
-"""Tokens that are worked on at a time."""
+TILE = 48
+"""Tokens that are worked on at a time, at most."""
+_PORTION = 32
+"""Tokens that are not divided among threads: fewer at a time take longer for each."""
 _LINE = 64  # bytes: a vector that crosses the border of two cache lines is loaded twice
 _MIN_WORK = 200_000
 """Products of kept weights and tokens below which to wake a thread takes longer than it saves."""
@@ -46,10 +48,10 @@ def split_work(num_tokens: int, num_kept: Tensor, num_threads: int) -> list[Task
     """
     total = int(num_kept.sum())
     num_threads = max(1, min(num_threads, num_tokens * total // _MIN_WORK))
-    num_tiles = -(-num_tokens // TILE)
-    options = range(min(num_threads, num_tiles), 0, -1)
-    divisor = min(options, key=lambda parts: -(-num_tiles // parts) / (num_threads // parts))
-    size = -(-num_tiles // divisor) * TILE
+    num_portions = -(-num_tokens // _PORTION)
+    options = range(min(num_threads, num_portions), 0, -1)
+    divisor = min(options, key=lambda n: -(-num_portions // n) / (num_threads // n))
+    size = -(-num_portions // divisor) * _PORTION
     tokens = [*range(0, num_tokens, size), num_tokens]
     rows = _split_rows(num_kept, total, num_threads // divisor)
     return list(product(pairwise(tokens), pairwise(rows)))
@@ -64,11 +66,12 @@ def _split_rows(num_kept: Tensor, total: int, num_parts: int) -> list[int]:
 
 def take_memory(kind: str, size: int) -> Tile:
     """Return memory for `size` numbers, which is kept for the next time this thread asks."""
-    array = getattr(_memory, kind, None)
-    if array is None or array.size < size + _LINE:
+    tile: Tile | None = getattr(_memory, kind, None)
+    if tile is None or tile[0].size < size + _LINE:
         array = np.zeros(size + _LINE, np.float32)
-        setattr(_memory, kind, array)
-    return array, (-array.ctypes.data % _LINE) // array.itemsize
+        tile = array, (-array.ctypes.data % _LINE) // array.itemsize
+        setattr(_memory, kind, tile)
+    return tile
 
 
 def run_all(jobs: Sequence[Callable[[], None]]) -> None:

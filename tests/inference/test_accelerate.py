@@ -1,6 +1,7 @@
 """`accelerate_` on whole models, on the CPU."""
 
 import copy
+import time
 
 import pytest
 import torch
@@ -97,6 +98,27 @@ def test_a_layer_in_two_places_stays_one_and_a_shared_weight_stays_dense():
     assert report.dense == dict.fromkeys("cd", "it shares its weight with another layer")
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_weights_of_a_float32_model_may_be_rounded_to_16_bits(pruned_bert, dtype, tmp_path):
+    dense = pruned_bert()
+    model = copy.deepcopy(dense)
+    accelerate_(model, measure=False, values_dtype=dtype)
+    for weight in find_targets(dense).values():
+        weight.data.copy_(weight.to(dtype))
+    assert_same_logits(model, dense, 3, 8)
+    model.save_pretrained(tmp_path)
+    again = BertForSequenceClassification.from_pretrained(tmp_path)
+    for name, weight in dense.state_dict().items():
+        assert torch.equal(again.state_dict()[name], weight), name
+
+
+def test_values_cannot_be_stored_in_every_dtype(pruned_bert):
+    with pytest.raises(
+        ValueError, match=r"values_dtype must be one of torch\.float32, .* got torch"
+    ):
+        accelerate_(pruned_bert(), values_dtype=torch.int8)
+
+
 def test_a_layer_with_a_hook_stays_dense(pruned_bert):
     model = pruned_bert()
     model.bert.encoder.layer[0].output.dense.register_forward_hook(lambda *_: None)
@@ -114,19 +136,47 @@ def test_a_layer_is_replaced_only_where_its_kept_weights_are_faster(monkeypatch)
     assert report.dense == {"1": "with 5 tokens it is not slower dense"}
 
 
-def test_tiny_and_half_empty_layers_stay_dense():
+def test_tiny_and_hardly_pruned_layers_stay_dense():
     model = nn.Sequential(nn.Linear(16, 16), nn.Linear(256, 256))
-    for layer in model:
-        layer.weight.data.view(-1)[::2] = 0.0
+    for layer, step in zip(model, (2, 10), strict=True):
+        layer.weight.data.view(-1)[::step] = 0.0
     assert accelerate_(model, num_tokens=64).sparse == []
+
+
+def seconds_of(layers, x):
+    """Shortest times of this thread, measured in turns."""
+    times = [[] for _ in layers]
+    for _ in range(7):
+        for layer, found in zip(layers, times, strict=True):
+            start = time.thread_time()
+            layer(x)
+            found.append(time.thread_time() - start)
+    return [min(found) for found in times]
+
+
+@pytest.mark.parametrize("num_tokens", [8, 128, 64 * 128])
+@torch.inference_mode()
+def test_no_layer_that_is_replaced_takes_longer(num_tokens):
+    dense = nn.Sequential(nn.Linear(32, 32), nn.Linear(256, 256), nn.Linear(256, 256))
+    for layer, step in zip(dense, (10, 2, 10), strict=True):  # 90, 50 and 90 % of zeros
+        weight, kept = layer.weight, layer.weight.view(-1)[::step].clone()
+        weight.zero_().view(-1)[::step] = kept
+    model = copy.deepcopy(dense)
+    accelerate_(model, num_tokens=num_tokens)
+    assert isinstance(model[2], SparseLinear) or num_tokens < 128
+    for before, after in zip(dense, model, strict=True):
+        before_seconds, after_seconds = seconds_of(
+            (before, after), torch.ones(num_tokens, before.in_features)
+        )
+        assert after_seconds < 1.5 * before_seconds + 2e-5
 
 
 def test_the_measured_time_grows_with_the_kept_weights():
     before = torch.get_rng_state()
-    cost = measure_cpu(512, 512, 128, 1, torch.float32)
+    cost = measure_cpu(512, 512, 128, 1, torch.float32, torch.float32)
     assert cost.sparse(0) < cost.sparse(100_000) < cost.sparse(250_000)
     assert torch.equal(torch.get_rng_state(), before)
-    assert measure_cpu(512, 512, 128, 1, torch.float32) is cost
+    assert measure_cpu(512, 512, 128, 1, torch.float32, torch.float32) is cost
 
 
 def test_the_model_is_put_into_eval_mode_and_cannot_be_trained(pruned_bert):

@@ -48,7 +48,7 @@ def assert_same(linear, x):
 @pytest.mark.parametrize("sparsity", SPARSITIES)
 def test_it_equals_the_dense_layer(shape, sparsity):
     linear = pruned(*shape, sparsity)
-    for num_tokens in (1, 7, 8, 9, 16, 31, 32, 33, 70):
+    for num_tokens in (1, 7, 8, 9, 16, 31, 32, 33, 48, 49, 64, 70, 100):
         assert_same(linear, inputs(num_tokens, shape[1]))
 
 
@@ -91,6 +91,29 @@ def test_16_bit_layers_are_computed_in_float32(dtype):
     torch.testing.assert_close(found.float(), exact, rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_values_of_16_bits_are_widened_exactly(shape, dtype):
+    linear = pruned(*shape, 0.7)
+    linear.weight.mul_(torch.logspace(-7, 3, shape[1]))  # float16 is subnormal below 6e-5
+    rounded = SparseLinear(linear, dtype)
+    linear.weight.copy_(linear.weight.to(dtype))
+    for num_tokens in (1, 9, 33, 70):
+        x = inputs(num_tokens, shape[1])
+        assert torch.equal(rounded(x), SparseLinear(linear)(x))
+    assert torch.equal(rounded.weight, linear.weight)
+    assert rounded.weight.dtype == torch.float32
+    assert rounded.blocked.dtype == dtype
+
+
+def test_weights_too_large_for_float16_are_stored_in_float32():
+    linear = pruned(20, 30, 0.8)
+    linear.weight[3, 5] = 1e5
+    layer = SparseLinear(linear, torch.float16)
+    assert layer.blocked.dtype == torch.float32
+    assert torch.equal(layer.weight, linear.weight)
+
+
 @pytest.mark.parametrize("has_openmp", [True, False])
 def test_the_result_does_not_depend_on_the_threads_or_the_batch(has_openmp, monkeypatch):
     if not has_openmp:
@@ -131,14 +154,20 @@ def test_the_work_of_threads_is_all_of_it_once(num_tokens, num_threads):
     assert len(tasks) <= num_threads
 
 
-def test_it_holds_five_bytes_for_each_kept_weight():
-    blocked = BlockedWeight.from_dense(pruned(300, 600, 0.9).weight)
-    assert blocked.num_bytes == 5 * blocked.num_kept + 4 * (3 * 300 + 1)
+@pytest.mark.parametrize(
+    ("dtype", "num_bytes"), [(torch.float32, 5), (torch.bfloat16, 3), (torch.float16, 3)], ids=str
+)
+def test_it_holds_so_many_bytes_for_each_kept_weight(dtype, num_bytes):
+    weight = pruned(300, 600, 0.9).weight.to(dtype)
+    blocked = BlockedWeight.from_dense(weight)
+    assert blocked.num_bytes == num_bytes * blocked.num_kept + 4 * (3 * 300 + 1)
+    assert torch.equal(blocked.to_dense(), weight)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_its_state_dict_is_that_of_the_dense_layer(shape):
-    linear = pruned(*shape, 0.7)
+def test_its_state_dict_is_that_of_the_dense_layer(shape, dtype):
+    linear = pruned(*shape, 0.7).to(dtype)
     found = SparseLinear(linear).state_dict()
     assert list(found) == ["weight", "bias"]
     assert all(torch.equal(found[name], linear.state_dict()[name]) for name in found)
@@ -152,6 +181,7 @@ def test_copies_and_saved_modules_work():
     file.seek(0)
     for other in (copy.deepcopy(layer), torch.load(file, weights_only=False)):
         assert torch.equal(other(x), expected)
+        assert other._operands[0] is other.blocked.values  # they are held once
 
 
 def test_it_runs_in_a_forked_process():
