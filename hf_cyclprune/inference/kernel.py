@@ -193,6 +193,7 @@ def _multiply(
     done = 0
     while done < num_tokens:
         left = num_tokens - done
+        # 49 to 64 tokens are two tiles of 32
         width = 48 if left > 64 or 32 < left <= 48 else 32 if left > 16 else 16 if left > 8 else 8
         size = min(width, left)
         token = tokens[0] + done
