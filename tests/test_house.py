@@ -42,6 +42,7 @@ ROOMS = [
     "training",
     "glue",
     "demo",
+    "verbs",
     "cli",
 ]
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

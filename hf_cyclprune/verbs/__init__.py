@@ -1,0 +1,1 @@
+"""The verbs of the command `hf-cyclprune`, one module for each kind."""
