@@ -8,8 +8,9 @@ from transformers.utils import logging
 from hf_cyclprune.card.card import Card
 from hf_cyclprune.config import CONFIG_NAME, load_config
 from hf_cyclprune.packing.manifest import dense_files, read_config
+from hf_cyclprune.packing.model import read_model
 from hf_cyclprune.packing.weights import fingerprint
-from hf_cyclprune.reporting.folder import read_dense_metrics, read_model, read_run, report_folder
+from hf_cyclprune.reporting.folder import read_dense_metrics, read_run, report_folder
 from hf_cyclprune.reporting.report import REPORT_NAME, load_report
 from hf_cyclprune.reporting.run import RECORD_NAME, RunRecord, load_record
 

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from hf_cyclprune.packing import loading  # noqa: F401  from_pretrained reads packed folders
 from hf_cyclprune.packing.file import to_bytes
-from hf_cyclprune.packing.manifest import is_packed, read_config
 from hf_cyclprune.packing.weights import (
     NO_CODE,
     DenseWeights,
     PackedWeights,
     model_class,
+    open_weights,
     read_model_config,
 )
 
@@ -28,16 +28,11 @@ def verify(a: str | Path, b: str | Path) -> str | None:
     Raises:
         ValueError: A folder holds no model, or a damaged one.
     """
-    first, second = _open_weights(Path(a)), _open_weights(Path(b))
+    first, second = open_weights(a), open_weights(b)
     difference = _compare_files(first, second, a, b)
     if difference is None and PackedWeights in (type(first), type(second)):
         difference = _compare_loaded(a, b)
     return difference
-
-
-def _open_weights(folder: Path) -> DenseWeights | PackedWeights:
-    entry = read_config(folder).get("quantization_config")
-    return PackedWeights(folder) if is_packed(entry) else DenseWeights(folder)
 
 
 def _compare_files(

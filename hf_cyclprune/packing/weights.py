@@ -15,7 +15,13 @@ from hf_cyclprune.checks import reason_of
 from hf_cyclprune.packing.blob import Head, decode, read_head
 from hf_cyclprune.packing.entropy import Bytes
 from hf_cyclprune.packing.file import SUFFIX, Entry, check_file, list_names, read_tensor, to_bytes
-from hf_cyclprune.packing.manifest import Manifest, dense_files, list_files, read_config
+from hf_cyclprune.packing.manifest import (
+    Manifest,
+    dense_files,
+    is_packed,
+    list_files,
+    read_config,
+)
 
 NO_CODE: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
 """Options of every from_pretrained of a folder: no code from it runs, and nothing is asked."""
@@ -86,6 +92,16 @@ class PackedWeights:
         return None if path is None else read_tensor(path, name + SUFFIX).numpy()
 
 
+def open_weights(folder: str | Path) -> DenseWeights | PackedWeights:
+    """Return the weights in a folder, whichever they are.
+
+    Raises:
+        ValueError: The folder holds no model, or a damaged one.
+    """
+    entry = read_config(Path(folder)).get("quantization_config")
+    return PackedWeights(Path(folder)) if is_packed(entry) else DenseWeights(Path(folder))
+
+
 def max_sparsity(folder: str | Path) -> float:
     """Return the largest share of zeros in a matrix of the dense model in a folder.
 
@@ -99,12 +115,12 @@ def max_sparsity(folder: str | Path) -> float:
 
 
 def fingerprint(folder: str | Path) -> int:
-    """Return the crc32 of a dense model's names and tensors, however it is sharded.
+    """Return the crc32 of a model's names and tensors, however it is sharded, packed or not.
 
     Raises:
-        ValueError: The folder holds no dense model, or a damaged one.
+        ValueError: The folder holds no model, or a damaged one.
     """
-    weights, crc = DenseWeights(Path(folder)), 0
+    weights, crc = open_weights(folder), 0
     for name in sorted(weights.names):
         crc = zlib.crc32(to_bytes(weights.read(name)), zlib.crc32(name.encode(), crc))
     return crc

@@ -1,4 +1,4 @@
-"""An output_dir, or one of its checkpoints -> the run in it, its model, and the model's report.
+"""An output_dir, or one of its checkpoints -> the run in it, and the report of its model.
 
 Files are JSON or safetensors; nothing is unpickled, and no code from the folder runs.
 """
@@ -9,16 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hf_cyclprune.checks import reason_of
 from hf_cyclprune.config import CONFIG_NAME, PruningConfig, load_config
 from hf_cyclprune.files import read_json
-from hf_cyclprune.packing.errors import PackedError
-from hf_cyclprune.packing.manifest import dense_files, is_packed, read_config
-from hf_cyclprune.packing.weights import CONFIG_FAULTS, NO_CODE, model_class, read_model_config
+from hf_cyclprune.packing.model import read_model
 from hf_cyclprune.reporting.metrics import evaluated, is_number
 from hf_cyclprune.reporting.numbers import percent
 from hf_cyclprune.reporting.report import (
@@ -171,24 +167,3 @@ def report_folder(folder: str | Path, model: PreTrainedModel | None = None) -> S
         target_sparsity=config.target_sparsity if config else None,
         parameters=model.parameters(),
     )
-
-
-def read_model(folder: str | Path) -> PreTrainedModel:
-    """Return the model in `folder`, of the class that was saved; never of code from the folder.
-
-    Raises:
-        ValueError: the folder holds no model, or a damaged one.
-    """
-    cls = model_class(read_model_config(folder))
-    if not is_packed(read_config(Path(folder)).get("quantization_config")):
-        dense_files(Path(folder))  # transformers would go on to a pickle
-    try:
-        model: PreTrainedModel = cls.from_pretrained(folder, **NO_CODE)
-    except PackedError:
-        raise
-    except (SafetensorError, RuntimeError, *CONFIG_FAULTS) as error:  # torn, or of another model
-        raise ValueError(
-            f"The weights in '{folder}' are not those of the model in its config.json: "
-            f"{reason_of(error)}. Save the model again."
-        ) from error
-    return model
