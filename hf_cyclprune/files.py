@@ -34,6 +34,24 @@ def whole_file(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def new_folder(target: str | Path) -> Iterator[Path]:
+    """Yields an empty folder with a temporary name, which becomes `target` if all goes well.
+
+    Raises:
+        ValueError: `target` holds files, or is one.
+    """
+    target = Path(target).absolute()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ValueError(f"'{target}' is not a new or empty folder. Name another one.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as temporary:
+        folder = Path(temporary) / target.name
+        folder.mkdir()
+        yield folder
+        os.replace(folder, target)
+
+
 def check_writable(argument: str, folder: str | Path) -> None:
     """Raise a ValueError unless the folder can be written to, or made; leaves nothing behind."""
     place = Path(folder).absolute()

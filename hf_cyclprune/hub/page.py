@@ -23,6 +23,7 @@ from hf_cyclprune.hub.errors import HUB_ERRORS
 from hf_cyclprune.packing.errors import NothingToPackError
 from hf_cyclprune.packing.folder import pack_with
 from hf_cyclprune.packing.manifest import QUANT_METHOD, dense_files, read_config
+from hf_cyclprune.packing.others import TOKENIZER_FILES
 from hf_cyclprune.reporting.report import REPORT_NAME
 from hf_cyclprune.reporting.run import RECORD_NAME
 
@@ -36,8 +37,7 @@ HIDDEN = "_"
 PICTURE_NAMES = ("density", "recovery", "schedule")
 _READ_WITH_A_MODEL = (
     *("generation_config.json", "*processor_config.json", CONFIG_NAME, "adapter_*.json"),
-    *("adapter_*.safetensors", "tokenizer*.json", "vocab*.json", "vocab*.txt", "merges.txt"),
-    *("*.model", "special_tokens_map.json", "added_tokens.json", "chat_template.*"),
+    *("adapter_*.safetensors", *TOKENIZER_FILES),
 )
 """The files beside weights that from_pretrained of a model or a tokenizer reads."""
 

@@ -5,17 +5,15 @@ Without the import it finds no file with weights that it knows, and raises an er
 on with random weights.
 """
 
-import os
 import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from hf_cyclprune.files import write_json
+from hf_cyclprune.files import new_folder, write_json
 from hf_cyclprune.packing.errors import NothingToPackError, as_packed_error
 from hf_cyclprune.packing.file import SUFFIX, find_dtype, pack_file, read_metadata, write_file
 from hf_cyclprune.packing.manifest import (
@@ -58,7 +56,7 @@ def pack_with(
         raise ValueError(f"The model in '{source}' is packed or quantized. Unpack it first.")
     files = dense_files(source)
     read_model_config(source)
-    with _new_folder(target) as folder:
+    with new_folder(target) as folder:
         places: dict[str, str] = {}
         for number, file in enumerate(files, start=1):
             shard = f"{_STEM}-{number:05d}-of-{len(files):05d}.safetensors"
@@ -110,7 +108,7 @@ def unpack(source: str | Path, target: str | Path) -> None:
     config = read_config(source)
     weights = PackedWeights(source)
     del config["quantization_config"]
-    with _new_folder(target) as folder:
+    with new_folder(target) as folder:
         places: dict[str, str] = {}
         for file, names in weights.by_file().items():
             name = file.replace(_STEM, "model", 1)
@@ -142,17 +140,3 @@ def load_packed(folder: str | Path, **options: Any) -> PreTrainedModel:
             None, config=config, state_dict=state_dict, **options, **NO_CODE
         )
     return model
-
-
-@contextmanager
-def _new_folder(target: str | Path) -> Iterator[Path]:
-    """Yield an empty folder with a temporary name, which becomes `target` if all goes well."""
-    target = Path(target).absolute()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ValueError(f"'{target}' is not a new or empty folder. Name another one.")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as temporary:
-        folder = Path(temporary) / target.name
-        folder.mkdir()
-        yield folder
-        os.replace(folder, target)

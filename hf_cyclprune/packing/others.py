@@ -14,6 +14,11 @@ from hf_cyclprune.packing.manifest import CONFIG, INDEX, read_config
 
 logger = logging.get_logger(__name__)
 
+TOKENIZER_FILES = (
+    *("tokenizer*.json", "vocab*.json", "vocab*.txt", "merges.txt", "*.model"),
+    *("special_tokens_map.json", "added_tokens.json", "chat_template.*"),
+)
+"""The files that from_pretrained of a tokenizer reads."""
 _PICKLES = (
     *(".bin", ".pt", ".pth", ".pkl", ".pickle", ".dill", ".joblib", ".npy", ".npz", ".ckpt", ".ot"),
     *(".h5", ".msgpack"),
