@@ -51,6 +51,8 @@ COMMANDS = {
     "unpack": "unpack {folder} {out}",
     "plot": "plot {folder} --output_dir {out}",
     "push": "push {folder} user/name",
+    "bench": "bench {folder} --seq_length 8 --output_dir {out}",
+    "export": "export {folder} {out}",
     "glue": "glue --task_name sst2 --model_name_or_path {folder} --do_eval --output_dir {out}",
 }
 
@@ -58,7 +60,10 @@ COMMANDS = {
 @pytest.mark.parametrize("is_packed", [False, True])
 @pytest.mark.parametrize("model_type", ["bert", "planted"])
 @pytest.mark.parametrize("verb", COMMANDS)
-def test_no_command_runs_it(planted, tmp_path, capsys, verb, model_type, is_packed):
+def test_no_command_runs_it(planted, tmp_path, capsys, monkeypatch, verb, model_type, is_packed):
+    monkeypatch.setattr("hf_cyclprune.inference.bench.RUNTIMES", {})  # compilers take long
+    monkeypatch.setattr("hf_cyclprune.inference.export.FORMATS", {"onnx": ()})
+    monkeypatch.setattr("hf_cyclprune.inference.export.write_onnx", lambda *_: None)
     folder, out = planted(model_type, is_packed), tmp_path / "out2"
     before = sorted(folder.rglob("*"))
     code = main(COMMANDS[verb].format(folder=folder, out=out).split())

@@ -1,4 +1,4 @@
-"""Draw runs, and write the pictures into files.
+"""Draw runs and times, and write the pictures into files.
 
 Pictures need matplotlib; without it, importing this module raises a ValueError that says so.
 """
@@ -15,9 +15,11 @@ except ModuleNotFoundError as error:
         '`pip install "hf_cyclprune[plots]"`.'
     ) from error
 
+from hf_cyclprune.inference.timings import Bench
 from hf_cyclprune.pictures.comparison import draw_comparison
 from hf_cyclprune.pictures.curves import draw_schedule
 from hf_cyclprune.pictures.shares import draw_density, draw_recovery
+from hf_cyclprune.pictures.speed import draw_speed
 from hf_cyclprune.pictures.style import DPI, write_picture
 from hf_cyclprune.reporting.folder import distinct_names, read_run
 
@@ -62,3 +64,8 @@ def plot_runs(folders: Sequence[str | Path], out: str | Path) -> list[Path]:
             "sparsity, no loss and no evaluation. Train with logging_steps."
         )
     return paths
+
+
+def plot_bench(bench: Bench, path: Path) -> Path:
+    """Write the picture of the times that were measured of a model; return `path`."""
+    return write_picture(draw_speed(bench), path)

@@ -1,10 +1,12 @@
 """Verbs about the speed of a saved model."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 from hf_cyclprune.files import check_writable
+from hf_cyclprune.inference.timings import BENCH_PICTURE, Bench
 from hf_cyclprune.verbs.registry import argument, verb
 
 
@@ -14,13 +16,28 @@ from hf_cyclprune.verbs.registry import argument, verb
     argument("--seq_length", type=int, default=128, help="tokens of each (default: %(default)s)"),
     argument("--threads", type=int, dest="num_threads", help="(default: as torch chooses)"),
     argument("--json", action="store_true", dest="as_json", help="print JSON, for programs"),
+    argument("--output_dir", help="folder for bench.json and bench.png (default: none)"),
 )
-def _bench(model: str, as_json: bool, **options: Any) -> None:
+def _bench(model: str, as_json: bool, output_dir: str | None, **options: Any) -> None:
     """Time a model on this CPU: dense, sparse, and in other runtimes that are installed."""
     from hf_cyclprune.inference.bench import bench
 
+    if output_dir is not None:
+        check_writable("output_dir", output_dir)
     result = bench(model, **options)
     print(json.dumps(result.to_dict(), indent=2) if as_json else result)
+    if output_dir is not None:
+        for line in ("", result.save(output_dir), _draw(result, Path(output_dir))):
+            print(line, file=sys.stderr if as_json else sys.stdout)
+
+
+def _draw(result: Bench, folder: Path) -> Path | str:
+    """Return the path of a picture of the times, or why there is none."""
+    try:
+        from hf_cyclprune.pictures.plots import plot_bench
+    except ValueError as error:  # it names the extra
+        return str(error)
+    return plot_bench(result, folder / BENCH_PICTURE)
 
 
 @verb(
