@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from hf_cyclprune.card.text import first_text, texts
 from hf_cyclprune.config import PruningConfig
+from hf_cyclprune.inference.timings import Bench
 from hf_cyclprune.methods import METHODS, Method
 from hf_cyclprune.pruning.schedules import cycle_edges
 from hf_cyclprune.reporting.report import SparsityReport
@@ -49,7 +50,9 @@ class Card:
     packed_folder: str | None = None
     """The folder of the repository with a packed copy, if there is one."""
     pictures: Mapping[str, str] = field(default_factory=dict)
-    """ "schedule", "density" or "recovery" -> path in the repository."""
+    """ "schedule", "density", "recovery" or "speed" -> path in the repository."""
+    bench: Bench | None = None
+    """How fast these weights were on one machine."""
     license: str | None = None
     """The license of the base model; one in the card options takes its place."""
 
@@ -82,6 +85,11 @@ class Card:
     def title(self) -> str:
         """The model's name on one line."""
         return first_text(self.model_name, self.repo_id) or "Pruned model"
+
+    @property
+    def place(self) -> str:
+        """What from_pretrained gets."""
+        return first_text(self.repo_id) or f"path/to/{self.title}"
 
     @property
     def task(self) -> str | None:

@@ -16,6 +16,7 @@ from hf_cyclprune.card import text
 from hf_cyclprune.card.card import Card
 from hf_cyclprune.card.metadata import card_metadata, to_yaml
 from hf_cyclprune.card.metrics import accuracy_error, num_examples, shown_metrics
+from hf_cyclprune.card.speed import describe_speed
 from hf_cyclprune.config import PruningConfig, config_to_dict
 from hf_cyclprune.methods import Plan
 from hf_cyclprune.pruning.schedules import Schedule
@@ -29,7 +30,8 @@ _BESIDE = {"criterion", "interval_steps", "lr_restarts"}
 
 def make_card(card: Card) -> str:
     """Write the text of README.md: metadata for the Hub, then what a person reads."""
-    body = _template().render(**vars(card), **_derived(card), **_tables(card)).rstrip()
+    values = {**vars(card), **_derived(card), **_tables(card), **describe_speed(card)}
+    body = _template().render(**values).rstrip()
     return f"---\n{to_yaml(card_metadata(card))}---\n\n{body}\n"
 
 
@@ -64,7 +66,7 @@ def _derived(card: Card) -> dict[str, object]:
         **_method_words(card),
         "target": target,
         "is_at_target": replace(card.report, target_sparsity=target).is_at_target,
-        "place": text.one_line(card.repo_id or "") or f"path/to/{card.title}",
+        "place": card.place,
         "datasets": _dataset_links(card),
         "accuracy_error": accuracy_error(record.metrics),
         "num_examples": num_examples(record.metrics),

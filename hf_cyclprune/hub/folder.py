@@ -7,6 +7,7 @@ from transformers.utils import logging
 
 from hf_cyclprune.card.card import Card
 from hf_cyclprune.config import CONFIG_NAME, load_config
+from hf_cyclprune.inference.timings import BENCH_NAME, bench_remedy, load_bench
 from hf_cyclprune.packing.manifest import dense_files, read_config
 from hf_cyclprune.packing.model import read_model
 from hf_cyclprune.packing.weights import fingerprint
@@ -17,21 +18,31 @@ from hf_cyclprune.reporting.run import RECORD_NAME, RunRecord, load_record
 logger = logging.get_logger(__name__)
 
 
-def card_of_folder(folder: str | Path, dense_run: str | Path | None = None) -> Card:
+def card_of_folder(
+    folder: str | Path, dense_run: str | Path | None = None, *, has_bench: bool = False
+) -> Card:
     """Return the card of the model in a run's output_dir, or in one of its checkpoints.
 
-    Its zeros are counted now. `dense_run` is the output_dir of a dense run to compare with.
+    Its zeros are counted now. `dense_run` is the output_dir of a dense run to compare with; with
+    `has_bench` the card has the times in bench.json.
 
     Raises:
         ValueError: the folder holds no model that was pruned here, or a packed one; `dense_run`
-            is not the folder of a dense run.
+            is not the folder of a dense run; bench.json is damaged, or about other weights.
+        FileNotFoundError: there is no bench.json.
     """
     folder = Path(folder)
     check_pushable(folder)
+    bench = load_bench(folder) if has_bench else None
     config, model = load_config(folder), read_model(folder)
     report, saved = report_folder(folder, model), load_report(folder)
     record = load_record(folder) or read_run(folder).record
     weights = fingerprint(folder)
+    if bench is not None and bench.fingerprint != weights:
+        raise ValueError(
+            f"{BENCH_NAME} in '{folder}' is about other weights than those there. "
+            f"{bench_remedy(folder)}"
+        )
     is_counted = saved is None or saved.num_zeros == report.num_zeros
     if not is_counted or record.fingerprint not in (None, weights):
         logger.warning(
@@ -50,6 +61,7 @@ def card_of_folder(folder: str | Path, dense_run: str | Path | None = None) -> C
         record=record,
         model_class=type(model).__name__,
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        bench=bench,
     )
 
 

@@ -20,6 +20,7 @@ from hf_cyclprune.card.rendering import is_own_card, make_card
 from hf_cyclprune.config import CONFIG_NAME
 from hf_cyclprune.files import write_text
 from hf_cyclprune.hub.errors import HUB_ERRORS
+from hf_cyclprune.inference.timings import BENCH_NAME, BENCH_PICTURE, Bench
 from hf_cyclprune.packing.errors import NothingToPackError
 from hf_cyclprune.packing.folder import pack_with
 from hf_cyclprune.packing.manifest import QUANT_METHOD, dense_files, read_config
@@ -34,7 +35,7 @@ SPARSE = "sparse"
 PICTURES = "pictures"
 HIDDEN = "_"
 """No file whose name begins with this is uploaded."""
-PICTURE_NAMES = ("density", "recovery", "schedule")
+PICTURE_NAMES = ("density", "recovery", "schedule", "speed")
 _READ_WITH_A_MODEL = (
     *("generation_config.json", "*processor_config.json", CONFIG_NAME, "adapter_*.json"),
     *("adapter_*.safetensors", *TOKENIZER_FILES),
@@ -96,20 +97,23 @@ def _size(files: Iterable[Path]) -> int:
     return sum(file.stat().st_size for file in files)
 
 
-def add_extras(folder: Path, packed: bool = True) -> None:
+def add_extras(folder: Path, packed: bool = True, bench: Bench | None = None) -> None:
     """Write `sparse/` and `pictures/` for the model and the run in `folder`, in place of old ones.
 
-    Without matplotlib there are no pictures, and without a sparse weight no `sparse/`.
+    `bench` is what was measured of the model's speed. Without matplotlib there are no pictures,
+    and without a sparse weight no `sparse/`.
     """
     remove_extras(folder)
     if packed:
         _add_packed(folder)
     try:
-        from hf_cyclprune.pictures.plots import save_pictures
+        from hf_cyclprune.pictures.plots import plot_bench, save_pictures
     except ValueError as error:
         logger.info(f"The model card has no pictures: {error}")
         return
     save_pictures(folder, folder / PICTURES)
+    if bench is not None:
+        plot_bench(bench, folder / PICTURES / "speed.png")
 
 
 def _add_packed(folder: Path) -> None:
@@ -125,15 +129,16 @@ def _add_packed(folder: Path) -> None:
 
 
 def remove_extras(folder: Path) -> None:
-    """Delete `sparse/` and `pictures/`, which show weights that were in `folder` before.
+    """Delete `sparse/`, `pictures/` and bench.json, about weights that were in `folder` before.
 
     Only files that this library wrote are deleted: a person's files in these folders stay.
     """
     sparse, pictures = folder / SPARSE, folder / PICTURES
     if _is_packed(sparse):
         shutil.rmtree(sparse)
-    for name in PICTURE_NAMES:
-        (pictures / f"{name}.png").unlink(missing_ok=True)
+    written = [pictures / f"{name}.png" for name in PICTURE_NAMES]
+    for path in [*written, folder / BENCH_NAME, folder / BENCH_PICTURE]:
+        path.unlink(missing_ok=True)
     if pictures.is_dir() and not any(pictures.iterdir()):
         pictures.rmdir()
 

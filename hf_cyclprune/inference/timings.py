@@ -79,8 +79,7 @@ def load_bench(folder: str | Path) -> Bench:
         FileNotFoundError: There is no such file.
         ValueError: It is damaged.
     """
-    place = shlex.quote(str(folder))
-    remedy = f"Run `hf-cyclprune bench {place} --output_dir {place}` first."
+    remedy = bench_remedy(folder)
     values = read_json(Path(folder) / BENCH_NAME, remedy)
     try:
         bench = Bench(**{**values, "timings": [Timing(**timing) for timing in values["timings"]]})
@@ -93,6 +92,12 @@ def load_bench(folder: str | Path) -> Bench:
             f"{fault}. {remedy}"
         )
     return bench
+
+
+def bench_remedy(folder: str | Path) -> str:
+    """Return the sentence with the command that writes bench.json for the model in `folder`."""
+    place = shlex.quote(str(folder))
+    return f"Run `hf-cyclprune bench {place} --output_dir {place}` first."
 
 
 def _find_fault(bench: Bench) -> str | None:

@@ -92,13 +92,24 @@ def _verify(a: str, b: str) -> None:
         metavar="DIR",
         help="output_dir of a dense run of the same task; the card then compares the two",
     ),
+    argument(
+        "--bench",
+        action="store_true",
+        help="put the times of `hf-cyclprune bench DIR --output_dir DIR` on the card",
+    ),
 )
 def _push(
-    folder: str, repo_id: str, dense_run: str | None, private: bool, no_packed: bool, **options: Any
+    folder: str,
+    repo_id: str,
+    dense_run: str | None,
+    bench: bool,
+    private: bool,
+    no_packed: bool,
+    **options: Any,
 ) -> None:
     """Push a pruned model to the Hub with the token of `hf auth login` or HF_TOKEN."""
     check_repo(repo_id)
-    card = card_of_folder(folder, dense_run)
+    card = card_of_folder(folder, dense_run, has_bench=bench)
     try:
         url = push_folder(
             folder, repo_id, card, private=private or None, packed=not no_packed, **options

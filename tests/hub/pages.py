@@ -36,7 +36,8 @@ def check_page(files, tmp_path, is_final=True, has_packed=True):
     assert f"Of the {total:,} target weights {zeros:,} are zero ({zeros / total:.2%})" in card
     record = json.loads(files["pruning_run.json"])
     (tmp_path / "weights").mkdir(exist_ok=True)
-    (tmp_path / "weights" / "model.safetensors").write_bytes(files["model.safetensors"])
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "weights" / name).write_bytes(files[name])
     assert record["fingerprint"] == fingerprint(tmp_path / "weights")
     is_known = record["total_steps"] is not None
     assert (IN_PROGRESS in card) == (is_known and record["step"] < record["total_steps"])

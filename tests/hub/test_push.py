@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace as replace_fields
 from pathlib import Path
 
 import pytest
@@ -18,10 +19,12 @@ from transformers import BertConfig, BertForSequenceClassification, TrainingArgu
 from hf_cyclprune import PruningConfig, PruningTrainer
 from hf_cyclprune.cli import main
 from hf_cyclprune.packing.verification import verify
+from hf_cyclprune.packing.weights import fingerprint
 from tests.hub.connect import connect
 from tests.hub.pages import check_page, contents
 from tests.hub.repos import add_tiny_bert, add_tiny_glue, make_tokenizer
 from tests.hub.server import READ_TOKEN, STRANGER_TOKEN, WRITE_TOKEN, HubServer
+from tests.inference.times import BENCH
 
 REPO = "tester/pruned"
 
@@ -184,6 +187,49 @@ def test_the_card_of_a_person_stays(hub, push, folder):
     (folder / "README.md").write_text("# Written here")
     push()
     assert hub.files(REPO)["README.md"] == b"# Written here"
+
+
+@pytest.fixture
+def times(folder):
+    """Times of the weights in the folder, as `hf-cyclprune bench` keeps them there."""
+    bench = replace_fields(BENCH, fingerprint=fingerprint(folder), model=str(folder))
+    bench.save(folder)
+    (folder / "bench.png").write_bytes(b"picture")
+    return bench
+
+
+def test_times_are_on_the_card_if_asked_for_and_their_file_stays_behind(
+    hub, push, folder, times, tmp_path
+):
+    push("--bench")
+    files = hub.files(REPO)
+    check_page(files, tmp_path)
+    card = files["README.md"].decode()
+    assert "## Speed" in card
+    assert f"Measured on the CPU {times.processor} (threads: 2)" in card
+    assert f"hf-cyclprune bench {REPO} --batch_size 1" in card
+    assert files["pictures/speed.png"].startswith(b"\x89PNG")
+    assert "pictures/speed.png" in card
+    assert not {"bench.json", "bench.png"} & files.keys(), "they name paths of this machine"
+    assert hub.find(str(folder)) == []
+    push()
+    assert "## Speed" not in hub.files(REPO)["README.md"].decode()
+    assert "pictures/speed.png" not in hub.files(REPO)
+
+
+def test_times_that_are_missing_or_of_other_weights_are_one_sentence(hub, push, folder, times):
+    command = f"Run `hf-cyclprune bench {folder} --output_dir {folder}` first."
+    (folder / "bench.json").write_text('{"processor": 1}')
+    assert f"or it is damaged: 'timings'. {command}" in push("--bench", succeeds=False)
+    (folder / "bench.json").unlink()
+    assert f"There is no bench.json in '{folder}'. {command}" in push("--bench", succeeds=False)
+    times.save(folder)
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    weights["classifier.bias"] += 1
+    safetensors.torch.save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    line = push("--bench", succeeds=False)
+    assert f"is about other weights than those there. {command}" in line
+    assert hub.requests == []
 
 
 FAULTS = {

@@ -4,7 +4,7 @@ import pytest
 
 from hf_cyclprune.inference.timings import Timing
 from hf_cyclprune.pictures.speed import draw_speed
-from tests.inference.test_timings import BENCH
+from tests.inference.times import BENCH
 from tests.pictures.figures import shown_texts
 
 
