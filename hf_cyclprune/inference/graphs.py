@@ -124,7 +124,9 @@ def quantize_onnx(source: Path, target: Path) -> None:
     """Write a graph with weights in int8, whose activations are rounded while it runs."""
     require("onnx", "onnxruntime")
     quantization = importlib.import_module("onnxruntime.quantization")
-    quantization.quantize_dynamic(source, target)
+    graph = importlib.import_module("onnx").load(source)
+    graph.graph.ClearField("value_info")  # older versions stumble on shapes of layers they turned
+    quantization.quantize_dynamic(graph, target)
 
 
 def write_openvino(outputs: Outputs, path: Path) -> None:
