@@ -76,13 +76,12 @@ def measure(run: dict[str, Any]) -> dict[str, Any]:
 
     from hf_cyclprune import PruningConfig, prune_
     from hf_cyclprune.inference import accelerate_
+    from hf_cyclprune.inference.graphs import make_batch
     from hf_cyclprune.inference.runtimes import build_runtime
 
     torch.set_num_threads(run["threads"])
     dense = build(run["model"])
-    shape = (run["batch_size"], run["seq_length"])
-    ids = torch.randint(5, 1000, shape, generator=torch.Generator().manual_seed(0))
-    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    batch = make_batch(dense, run["batch_size"], run["seq_length"])
     runs: dict[str, Any] = {"dense": lambda: dense(**batch)}
     layers = {}
     with TemporaryDirectory() as folder:
@@ -97,7 +96,9 @@ def measure(run: dict[str, Any]) -> dict[str, Any]:
                 runs[f"torch CSR {level}"] = build_runtime(
                     "torch CSR", model, batch, run["threads"], Path(folder)
                 )
-            report = accelerate_(model, num_tokens=ids.numel(), measure=not run["keep_all"])
+            report = accelerate_(
+                model, num_tokens=batch["input_ids"].numel(), measure=not run["keep_all"]
+            )
             layers[level] = len(report.sparse)
             runs[f"sparse {level}"] = lambda model=model: model(**batch)
         missing = {name: found for name, found in runs.items() if isinstance(found, str)}

@@ -7,7 +7,7 @@ from transformers.utils import logging
 
 from hf_cyclprune.card.card import Card
 from hf_cyclprune.config import CONFIG_NAME, load_config
-from hf_cyclprune.inference.timings import BENCH_NAME, bench_remedy, load_bench
+from hf_cyclprune.inference.timings import BENCH_NAME, Bench, bench_remedy, load_bench
 from hf_cyclprune.packing.manifest import dense_files, read_config
 from hf_cyclprune.packing.model import read_model
 from hf_cyclprune.packing.weights import fingerprint
@@ -33,16 +33,11 @@ def card_of_folder(
     """
     folder = Path(folder)
     check_pushable(folder)
-    bench = load_bench(folder) if has_bench else None
+    bench = _read_bench(folder) if has_bench else None
     config, model = load_config(folder), read_model(folder)
     report, saved = report_folder(folder, model), load_report(folder)
     record = load_record(folder) or read_run(folder).record
     weights = fingerprint(folder)
-    if bench is not None and bench.fingerprint != weights:
-        raise ValueError(
-            f"{BENCH_NAME} in '{folder}' is about other weights than those there. "
-            f"{bench_remedy(folder)}"
-        )
     is_counted = saved is None or saved.num_zeros == report.num_zeros
     if not is_counted or record.fingerprint not in (None, weights):
         logger.warning(
@@ -63,6 +58,17 @@ def card_of_folder(
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
         bench=bench,
     )
+
+
+def _read_bench(folder: Path) -> Bench:
+    """Return the times in bench.json if they are of the weights in `folder`."""
+    bench = load_bench(folder)
+    if bench.fingerprint != fingerprint(folder):
+        raise ValueError(
+            f"{BENCH_NAME} in '{folder}' is about other weights than those there. "
+            f"{bench_remedy(folder)}"
+        )
+    return bench
 
 
 def check_pushable(folder: Path) -> None:

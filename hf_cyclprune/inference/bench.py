@@ -4,7 +4,7 @@ import copy
 import importlib.metadata
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from statistics import quantiles
@@ -12,11 +12,12 @@ from tempfile import TemporaryDirectory
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from hf_cyclprune.checks import check_count
 from hf_cyclprune.inference.accelerate import accelerate_
 from hf_cyclprune.inference.graphs import Batch, Outputs, make_batch
-from hf_cyclprune.inference.runtimes import RUNTIMES, Runtime, build_runtime
+from hf_cyclprune.inference.runtimes import RUNTIMES, build_runtime
 from hf_cyclprune.inference.source import find_folder
 from hf_cyclprune.inference.sparse_linear import SparseLinear
 from hf_cyclprune.inference.timings import Bench, Timing
@@ -25,6 +26,8 @@ from hf_cyclprune.packing.weights import fingerprint, read_model_config
 
 _ROUNDS = 15
 _VERSIONED = ("hf_cyclprune", "torch", "transformers", "onnxruntime", "openvino")
+
+Run = Callable[[], object]
 
 
 def bench(
@@ -60,15 +63,15 @@ def _bench(name: str, batch_size: int, seq_length: int) -> Bench:
     batch = make_batch(dense.model, batch_size, seq_length)
     sparse = copy.deepcopy(dense)
     report = accelerate_(sparse.model, num_tokens=batch_size * seq_length)
-    runs: dict[str, Runtime] = {"dense": lambda batch: dense(**batch)}
+    runs: dict[str, Run] = {"dense": lambda: dense(**batch)}
     missing = {}
     if report.sparse:
-        runs["sparse"] = lambda batch: sparse(**batch)
+        runs["sparse"] = lambda: sparse(**batch)
     else:
         missing["sparse"] = "accelerate_ left all layers dense"
     with TemporaryDirectory() as place:
-        missing |= _add_runtimes(runs, dense, batch, Path(place))
-        times = _time_in_turn(runs, batch)
+        missing |= _add_runtimes(runs, dense.model, batch, Path(place))
+        times = _time_in_turn(runs)
     memory = {"dense": _megabytes(dense), "sparse": _megabytes(sparse)}
     timings = []
     for run, values in times.items():
@@ -80,12 +83,12 @@ def _bench(name: str, batch_size: int, seq_length: int) -> Bench:
 
 
 def _add_runtimes(
-    runs: dict[str, Runtime], outputs: Outputs, batch: Batch, folder: Path
+    runs: dict[str, Run], model: PreTrainedModel, batch: Batch, folder: Path
 ) -> dict[str, str]:
     """Add the runtimes that work; return why the others do not."""
     missing = {}
     for name in RUNTIMES:
-        run = build_runtime(name, outputs, batch, torch.get_num_threads(), folder)
+        run = build_runtime(name, model, batch, torch.get_num_threads(), folder)
         if isinstance(run, str):
             missing[name] = run
         else:
@@ -94,13 +97,13 @@ def _add_runtimes(
 
 
 @torch.inference_mode()
-def _time_in_turn(runs: Mapping[str, Runtime], batch: Batch) -> dict[str, list[float]]:
+def _time_in_turn(runs: Mapping[str, Run]) -> dict[str, list[float]]:
     """Return the milliseconds of every run, without those of the first round."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(1 + _ROUNDS):
         for name, run in runs.items():
             start = time.perf_counter()
-            run(batch)
+            run()
             times[name].append(1000 * (time.perf_counter() - start))
     return {name: values[1:] for name, values in times.items()}
 

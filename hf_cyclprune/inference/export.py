@@ -76,24 +76,30 @@ def export(
     with new_folder(out) as place:
         folder = find_folder(model)
         network = read_model(folder, torch.float32)
-        try:
-            with quiet():
-                difference = _write(network, place, format, int8)
-        except Exception as error:  # of any kind: these are other people's compilers
-            raise ValueError(
-                f"'{model}' cannot be exported to {format}: {root_reason(error)}."
-            ) from error
-        if not int8 and not difference <= _MOST_DIFFERENCE:  # it may be NaN
-            raise ValueError(
-                f"'{model}' cannot be exported to {format}: the outputs of what was written differ "
-                f"from those of torch by {difference:.2g} of the largest, and at most "
-                f"{_MOST_DIFFERENCE:.0e} is allowed."
-            )
+        difference = _write_checked(model, network, place, format, int8)
         network.config.save_pretrained(place)
         beside = [p for p in other_files(folder) if any(fnmatch(p, t) for t in TOKENIZER_FILES)]
         copy_files([path for path in beside if "/" not in path], folder, place, ())
         files = sorted(path.name for path in place.iterdir())
     return Exported(files, difference)
+
+
+def _write_checked(
+    model: str, network: PreTrainedModel, folder: Path, name: str, int8: bool
+) -> float:
+    """Write the graph; return its largest difference from torch, or raise a ValueError."""
+    failed = f"'{model}' cannot be exported to {name}"
+    try:
+        with quiet():
+            difference = _write(network, folder, name, int8)
+    except Exception as error:  # of any kind: these are other people's compilers
+        raise ValueError(f"{failed}: {root_reason(error)}.") from error
+    if not int8 and not difference <= _MOST_DIFFERENCE:  # it may be NaN
+        raise ValueError(
+            f"{failed}: the outputs of what was written differ from those of torch by "
+            f"{difference:.2g} of the largest, and at most {_MOST_DIFFERENCE:.0e} is allowed."
+        )
+    return difference
 
 
 def _write(model: PreTrainedModel, folder: Path, name: str, int8: bool) -> float:

@@ -1,9 +1,11 @@
 """A model in other runtimes, each where it is installed, to compare times with."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
 from hf_cyclprune.inference.csr import replace_by_csr
 from hf_cyclprune.inference.graphs import (
@@ -67,13 +69,18 @@ RUNTIMES: dict[str, Callable[[Outputs, int, Path], Runtime]] = {
 
 
 def build_runtime(
-    name: str, outputs: Outputs, batch: Batch, num_threads: int, folder: Path
-) -> Runtime | str:
-    """Return what runs the model on a batch, or in words why this runtime cannot."""
+    name: str, model: PreTrainedModel, batch: Batch, num_threads: int, folder: Path
+) -> Callable[[], object] | str:
+    """Return what runs the model on a batch, or in words why this runtime cannot.
+
+    Args:
+        batch: of `make_batch`, whose inputs are those of an exported graph.
+        folder: where exported graphs are kept, for one model.
+    """
     try:
         with quiet():
-            run = RUNTIMES[name](outputs, num_threads, folder)
+            run = RUNTIMES[name](Outputs(model), num_threads, folder)
             run(batch)
     except Exception as error:  # of any kind: these are other people's compilers
         return root_reason(error)
-    return run
+    return partial(run, batch)
