@@ -17,6 +17,7 @@ from hf_cyclprune.inference.cost import Cost, measure_cpu, measure_gpu
 from hf_cyclprune.inference.frozen import FrozenLinear
 from hf_cyclprune.inference.semi_structured import SemiStructuredLinear, find_obstacle
 from hf_cyclprune.inference.sparse_linear import SparseLinear, load_kernel
+from hf_cyclprune.pruning.blocks import is_linear
 
 _NUM_TOKENS = {"cpu": 128, "cuda": 8192}
 _MARGIN = 0.9
@@ -114,29 +115,41 @@ def _new_replacer(kind: str, num_tokens: int | None, values_dtype: torch.dtype |
 
 
 def _names_of_linears(model: nn.Module) -> Iterator[str]:
-    for name, module in model.named_modules():
-        if type(module) is nn.Linear:  # a subclass may mean anything
-            yield name
+    return (name for name, module in model.named_modules() if is_linear(module))
 
 
 def _replace_(
     model: nn.Module, name: str, num_owners: Counter[int], replace: _Replacer
 ) -> str | None:
     """Replace the layer of this name, or return why it stays."""
-    linear = cast("nn.Linear", model.get_submodule(name))
-    found = _obstacle(linear, num_owners) or replace(linear)
+    layer = model.get_submodule(name)
+    found = _obstacle(layer, num_owners) or replace(_as_linear(layer))
     if isinstance(found, str):
         return found
-    _put_(model, linear, found)
+    found.is_transposed = not isinstance(layer, nn.Linear)
+    _put_(model, layer, found)
     return None
 
 
-def _obstacle(linear: nn.Linear, num_owners: Counter[int]) -> str | None:
-    if num_owners[id(linear.weight)] > 1:
+def _as_linear(layer: nn.Module) -> nn.Linear:
+    """Return the Linear layer that computes what the Conv1D of GPT-2 does, or the layer itself."""
+    if isinstance(layer, nn.Linear):
+        return layer
+    weight, bias = cast("nn.Parameter", layer.weight), cast("nn.Parameter", layer.bias)
+    linear = nn.Linear(*weight.shape, device="meta")
+    linear.weight, linear.bias = nn.Parameter(weight.detach().t(), requires_grad=False), bias
+    return linear
+
+
+def _obstacle(layer: nn.Module, num_owners: Counter[int]) -> str | None:
+    if isinstance(layer, nn.Linear) and type(layer) is not nn.Linear:
+        return f"what a {type(layer).__name__} computes is not known"
+    weight = cast("nn.Parameter", layer.weight)
+    if num_owners[id(weight)] > 1:
         return "it shares its weight with another layer"
-    if linear._forward_hooks or linear._forward_pre_hooks:
+    if layer._forward_hooks or layer._forward_pre_hooks:
         return "it has hooks"
-    if not linear.weight.is_floating_point() or bool((linear.weight != 0).all()):
+    if not weight.is_floating_point() or bool((weight != 0).all()):
         return "it has no zeros"
     return None
 
@@ -172,12 +185,12 @@ def _is_faster(cost: Cost, num_kept: int) -> bool:
     return cost.sparse(num_kept) < _MARGIN * cost.dense
 
 
-def _put_(model: nn.Module, linear: nn.Linear, layer: FrozenLinear) -> None:
-    """Put a layer wherever the model holds this one."""
+def _put_(model: nn.Module, old: nn.Module, new: FrozenLinear) -> None:
+    """Put a layer wherever the model holds another one."""
     for module in list(model.modules()):
         for name, child in list(module._modules.items()):
-            if child is linear:
-                setattr(module, name, layer)
+            if child is old:
+                setattr(module, name, new)
 
 
 def _return_memory() -> None:

@@ -25,6 +25,8 @@ class FrozenLinear(nn.Module):
         self.out_features, self.in_features = linear.out_features, linear.in_features
         self.dtype, self.device = linear.weight.dtype, linear.weight.device
         self.bias = None if linear.bias is None else linear.bias.detach().clone()
+        self.is_transposed = False
+        """Whether the entry in the state_dict has the inputs first, as that of a Conv1D has."""
         self.training = False
 
     @abstractmethod
@@ -76,7 +78,8 @@ class FrozenLinear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}"
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        destination[prefix + "weight"] = self.weight
+        weight = self.weight
+        destination[prefix + "weight"] = weight.t().contiguous() if self.is_transposed else weight
         if self.bias is not None:
             destination[prefix + "bias"] = self.bias
 

@@ -30,7 +30,9 @@ class SemiStructuredLinear(FrozenLinear):
         linear = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
         linear.weight = nn.Parameter(self.weight, requires_grad=False)  # torch copies no other form
         linear.bias = None if self.bias is None else nn.Parameter(self.bias, requires_grad=False)
-        return type(self)(linear)
+        layer = type(self)(linear)
+        layer.is_transposed = self.is_transposed
+        return layer
 
     def multiply(self, x: Tensor) -> Tensor:
         return functional.linear(x.contiguous(), self.compressed, self.bias)

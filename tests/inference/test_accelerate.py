@@ -6,7 +6,13 @@ import time
 import pytest
 import torch
 from torch import nn
-from transformers import BertForSequenceClassification, PreTrainedTokenizerFast, pipeline
+from transformers import (
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedTokenizerFast,
+    pipeline,
+)
 
 from hf_cyclprune import PruningConfig, find_targets, prune_, save_packed
 from hf_cyclprune.inference import SparseLinear, accelerate, accelerate_
@@ -117,6 +123,31 @@ def test_values_cannot_be_stored_in_every_dtype(pruned_bert):
         ValueError, match=r"values_dtype must be one of torch\.float32, .* got torch"
     ):
         accelerate_(pruned_bert(), values_dtype=torch.int8)
+
+
+def test_the_conv1d_layers_of_gpt_2_are_replaced_and_saved_as_they_were(tmp_path):
+    config = GPT2Config(vocab_size=40, n_positions=16, n_embd=32, n_layer=2, n_head=2)
+    dense = GPT2LMHeadModel(config).eval()
+    prune_(dense, PruningConfig(sparsity=0.9))
+    model = copy.deepcopy(dense)
+    report = accelerate_(model, measure=False)
+    assert [f"{name}.weight" for name in report.sparse] == list(find_targets(dense))
+    assert_same_logits(copy.deepcopy(model), dense, 3, 8)
+    model.save_pretrained(tmp_path)
+    again = GPT2LMHeadModel.from_pretrained(tmp_path)
+    for name, weight in dense.state_dict().items():
+        assert torch.equal(again.state_dict()[name], weight), name
+
+
+def test_a_layer_of_an_unknown_class_stays_dense():
+    class Doubled(nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    model = nn.Sequential(Doubled(8, 8))
+    model[0].weight.data[:7] = 0.0
+    report = accelerate_(model, measure=False)
+    assert report.dense == {"0": "what a Doubled computes is not known"}
 
 
 def test_a_layer_with_a_hook_stays_dense(pruned_bert):
