@@ -136,7 +136,7 @@ def _as_linear(layer: nn.Module) -> nn.Linear:
     if isinstance(layer, nn.Linear):
         return layer
     weight, bias = cast("nn.Parameter", layer.weight), cast("nn.Parameter", layer.bias)
-    linear = nn.Linear(*weight.shape, device="meta")
+    linear = nn.Linear(weight.shape[0], weight.shape[1], device="meta")
     linear.weight, linear.bias = nn.Parameter(weight.detach().t(), requires_grad=False), bias
     return linear
 
