@@ -1,4 +1,4 @@
-"""Peak memory of packing, unpacking and loading a model of 1 GB.
+"""Memory of packing, unpacking, loading and accelerating a model of 1 GB: its peak, and at the end.
 
     python examples/packed_memory.py [--num_layers 18]
 
@@ -21,6 +21,8 @@ STEPS = {
     "unpack": "hf_cyclprune.unpack(folder + '/packed', folder + '/again')",
     "from_pretrained, packed": "model = AutoModel.from_pretrained(folder + '/packed')",
     "load_packed": "model = hf_cyclprune.load_packed(folder + '/packed')",
+    "the same, accelerate_": "model = AutoModel.from_pretrained(folder + '/packed')\n"
+    "accelerate_(model, measure=False)",
     "from_pretrained, dense": "model = AutoModel.from_pretrained(folder + '/dense')\n"
     "for p in model.parameters(): p.data = p.data.clone()",
 }
@@ -44,23 +46,29 @@ def run(code: str, folder: str) -> None:
     from transformers.utils import logging
 
     import hf_cyclprune
+    from hf_cyclprune.inference import accelerate_
 
     logging.disable_progress_bar()
     peak, is_done = [0], threading.Event()
 
+    def measure() -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        (line,) = [line for line in lines if line.startswith("RssAnon")]
+        return int(line.split()[1])
+
     def sample() -> None:
         while not is_done.is_set():
-            lines = Path("/proc/self/status").read_text().splitlines()
-            (line,) = [line for line in lines if line.startswith("RssAnon")]
-            peak[0] = max(peak[0], int(line.split()[1]))
+            peak[0] = max(peak[0], measure())
             time.sleep(0.002)
 
     sampler = threading.Thread(target=sample)
     sampler.start()
-    exec(code, {"AutoModel": AutoModel, "hf_cyclprune": hf_cyclprune, "folder": folder})
+    known = {"AutoModel": AutoModel, "hf_cyclprune": hf_cyclprune, "accelerate_": accelerate_}
+    kept = known | {"folder": folder}
+    exec(code, kept)  # which then holds the model
     is_done.set()
     sampler.join()
-    print(f"{peak[0] / 1e6:.2f}")
+    print(f"{peak[0] / 1e6:.2f} {measure() / 1e6:.2f}")
 
 
 def main() -> None:
@@ -76,7 +84,7 @@ def main() -> None:
         make(folder, options.num_layers)
         for name in ("dense", "packed"):
             if name == "packed":
-                print(f"{'':<26}peak GB of anonymous memory")
+                print(f"{'':<26}GB of anonymous memory, peak and end")
                 for step in STEPS:
                     argv = [sys.executable, __file__, "--step", step, "--folder", folder]
                     done = subprocess.run(argv, capture_output=True, text=True, check=True)

@@ -120,3 +120,20 @@ def test_masks_are_transplanted_and_weights_returned(script, tmp_path, monkeypat
     assert regrowth["losses"]["random"]["zero"][0] == pytest.approx(regrowth["before"])
     assert regrowth["losses"]["-gW"]["stored"][0] != regrowth["before"]
     assert "Mask transplant" in capsys.readouterr().out
+
+
+def test_latencies_are_measured_shown_and_drawn(tmp_path, capsys):
+    names = runpy.run_path(str(EXAMPLES / "inference_times.py"))
+    shape = {"model": "tiny", "batch_size": 1, "seq_length": 8, "threads": 1, "keep_all": True}
+    lines = []
+    for part in ("table", "length", "batch", "kept"):
+        run = {**shape, "part": part, "levels": ["0.9"], "runtimes": ["torch CSR"]}
+        lines.append({"run": run, **names["measure"](run)})
+    for line in lines:
+        assert set(line["times"]) == {"dense", "torch CSR 0.9", "sparse 0.9"}
+        assert line["sparse_layers"] == {"0.9": 12}
+        assert all(5 <= len(times) <= 25 and min(times) > 0 for times in line["times"].values())
+    names["show"](lines)
+    assert "table: tiny, threads: 1, medians in ms" in capsys.readouterr().out
+    names["draw"](lines, tmp_path / "growth.png")
+    assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
