@@ -16,6 +16,10 @@ CYCLE_TEACHER_NAME = "cycle_teacher.safetensors"
 """Beside a training checkpoint: the model at the end of the previous cycle, where it teaches."""
 TRAINING_FILES = (STATE_NAME, AVERAGE_NAME, CYCLE_TEACHER_NAME)
 """Files of this library from which only a Trainer resumes: never part of a model's folder."""
+BENCH_NAME = "inference_times.json"
+BENCH_PICTURE = "inference_times.png"
+TIMES_FILES = (BENCH_NAME, BENCH_PICTURE)
+"""What `hf-cyclprune bench` measured on this machine: never part of a model's folder."""
 
 
 @contextmanager

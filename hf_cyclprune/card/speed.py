@@ -12,12 +12,13 @@ def describe_speed(card: Card) -> dict[str, object]:
     """Return what the template needs; the section is left out where nothing was measured."""
     bench = card.bench
     if bench is None:
-        return {"speed": [], "bench_versions": {}}
+        return {"speed": [], "speed_names": set(), "bench_versions": {}}
     names = {timing.name for timing in bench.timings}
     size = f"--batch_size {bench.batch_size} --seq_length {bench.seq_length}"
     place = shlex.quote(card.place)
     return {
         "speed": _rows(bench),
+        "speed_names": names,
         "has_sparse": "sparse" in names,
         "has_int8": any("int8" in name for name in names),
         "bench_versions": known_texts(bench.versions),

@@ -7,7 +7,8 @@ from transformers.utils import logging
 
 from hf_cyclprune.card.card import Card
 from hf_cyclprune.config import CONFIG_NAME, load_config
-from hf_cyclprune.inference.timings import BENCH_NAME, Bench, bench_remedy, load_bench
+from hf_cyclprune.files import BENCH_NAME
+from hf_cyclprune.inference.timings import Bench, bench_remedy, load_bench
 from hf_cyclprune.packing.manifest import dense_files, read_config
 from hf_cyclprune.packing.model import read_model
 from hf_cyclprune.packing.weights import fingerprint
@@ -24,12 +25,12 @@ def card_of_folder(
     """Return the card of the model in a run's output_dir, or in one of its checkpoints.
 
     Its zeros are counted now. `dense_run` is the output_dir of a dense run to compare with; with
-    `has_bench` the card has the times in bench.json.
+    `has_bench` the card has the times in inference_times.json.
 
     Raises:
         ValueError: the folder holds no model that was pruned here, or a packed one; `dense_run`
-            is not the folder of a dense run; bench.json is damaged, or about other weights.
-        FileNotFoundError: there is no bench.json.
+            is not the folder of a dense run; the times are damaged, or of other weights.
+        FileNotFoundError: there is no inference_times.json.
     """
     folder = Path(folder)
     check_pushable(folder)
@@ -61,7 +62,7 @@ def card_of_folder(
 
 
 def _read_bench(folder: Path) -> Bench:
-    """Return the times in bench.json if they are of the weights in `folder`."""
+    """Return the times in inference_times.json if they are of the weights in `folder`."""
     bench = load_bench(folder)
     if bench.fingerprint != fingerprint(folder):
         raise ValueError(

@@ -20,7 +20,7 @@ from hf_cyclprune.card.rendering import is_own_card, make_card
 from hf_cyclprune.config import CONFIG_NAME
 from hf_cyclprune.files import write_text
 from hf_cyclprune.hub.errors import HUB_ERRORS
-from hf_cyclprune.inference.timings import BENCH_NAME, BENCH_PICTURE, Bench
+from hf_cyclprune.inference.timings import Bench
 from hf_cyclprune.packing.errors import NothingToPackError
 from hf_cyclprune.packing.folder import pack_with
 from hf_cyclprune.packing.manifest import QUANT_METHOD, dense_files, read_config
@@ -129,16 +129,15 @@ def _add_packed(folder: Path) -> None:
 
 
 def remove_extras(folder: Path) -> None:
-    """Delete `sparse/`, `pictures/` and bench.json, about weights that were in `folder` before.
+    """Delete `sparse/` and `pictures/`, which show weights that were in `folder` before.
 
     Only files that this library wrote are deleted: a person's files in these folders stay.
     """
     sparse, pictures = folder / SPARSE, folder / PICTURES
     if _is_packed(sparse):
         shutil.rmtree(sparse)
-    written = [pictures / f"{name}.png" for name in PICTURE_NAMES]
-    for path in [*written, folder / BENCH_NAME, folder / BENCH_PICTURE]:
-        path.unlink(missing_ok=True)
+    for name in PICTURE_NAMES:
+        (pictures / f"{name}.png").unlink(missing_ok=True)
     if pictures.is_dir() and not any(pictures.iterdir()):
         pictures.rmdir()
 

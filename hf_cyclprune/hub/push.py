@@ -24,10 +24,11 @@ def push_folder(
 ) -> str:
     """Push a copy of a dense model's folder; return the address of the repository.
 
-    Card, report, record and pictures are added and, if `packed`, `sparse/`. What bench.json holds
-    is on the card, if that has it; the file, which has paths of this machine, stays behind. The
-    repository and the branch `revision` are created if they do not exist. Where `private` is None,
-    the settings of the account decide whether a new repository is private.
+    Card, report, record and pictures are added and, if `packed`, `sparse/`. What the file
+    inference_times.json holds is on the card, if that has it; the file, which has paths of this
+    machine, stays behind. The repository and the branch `revision` are created if they do not
+    exist. Where `private` is None, the settings of the account decide whether a new repository is
+    private.
 
     Raises:
         PushError: there is no token, or the Hub cannot be reached, rejects the push, or fails.

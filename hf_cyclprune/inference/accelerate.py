@@ -22,6 +22,7 @@ from hf_cyclprune.pruning.blocks import is_linear
 _NUM_TOKENS = {"cpu": 128, "cuda": 8192}
 _MARGIN = 0.9
 """A sparse layer must take at most this share of the dense layer's time."""
+_NOT_FASTER = "for {} tokens it would save less than a tenth of its time"
 
 _Replacer = Callable[[nn.Linear], FrozenLinear | str]
 """Returns what replaces a layer, or why nothing does."""
@@ -149,7 +150,9 @@ def _obstacle(layer: nn.Module, num_owners: Counter[int]) -> str | None:
         return "it shares its weight with another layer"
     if layer._forward_hooks or layer._forward_pre_hooks:
         return "it has hooks"
-    if not weight.is_floating_point() or bool((weight != 0).all()):
+    if not weight.is_floating_point():
+        return "its weights are integers"
+    if bool((weight != 0).all()):
         return "it has no zeros"
     return None
 
@@ -157,12 +160,14 @@ def _obstacle(layer: nn.Module, num_owners: Counter[int]) -> str | None:
 def _replace_on_cpu(
     linear: nn.Linear, num_tokens: int | None, values_dtype: torch.dtype | None
 ) -> FrozenLinear | str:
+    dtype = linear.weight.dtype
+    if dtype not in VALUES_DTYPES:
+        return f"its weights are {str(dtype).removeprefix('torch.')}"
     if num_tokens is not None:
         shape, threads = linear.weight.shape, torch.get_num_threads()
-        dtype = linear.weight.dtype
         cost = measure_cpu(*shape, num_tokens, threads, dtype, values_dtype or dtype)
         if not _is_faster(cost, int(linear.weight.count_nonzero())):
-            return f"with {num_tokens} tokens it is not slower dense"
+            return _NOT_FASTER.format(num_tokens)
     return SparseLinear(linear, values_dtype)
 
 
@@ -175,7 +180,7 @@ def _replace_on_gpu(linear: nn.Linear, num_tokens: int | None) -> FrozenLinear |
         if num_tokens is not None:
             cost = measure_gpu(*weight.shape, num_tokens, weight.device, weight.dtype)
             if not _is_faster(cost, 0):
-                return f"with {num_tokens} tokens it is not slower dense"
+                return _NOT_FASTER.format(num_tokens)
         return SemiStructuredLinear(linear)
     except (RuntimeError, NotImplementedError) as error:
         return f"torch cannot: {reason_of(error)}"

@@ -14,12 +14,12 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from hf_cyclprune.checks import check_count
+from hf_cyclprune.checks import check_count, reason_of
 from hf_cyclprune.inference.accelerate import accelerate_
 from hf_cyclprune.inference.graphs import Batch, Outputs, make_batch
 from hf_cyclprune.inference.runtimes import RUNTIMES, build_runtime
 from hf_cyclprune.inference.source import find_folder
-from hf_cyclprune.inference.sparse_linear import SparseLinear
+from hf_cyclprune.inference.sparse_linear import SparseLinear, load_kernel
 from hf_cyclprune.inference.timings import Bench, Timing
 from hf_cyclprune.packing.model import read_model
 from hf_cyclprune.packing.weights import fingerprint, read_model_config
@@ -46,6 +46,7 @@ def bench(
     check_count("batch_size", batch_size)
     check_count("seq_length", seq_length)
     check_count("threads", 1 if num_threads is None else num_threads)
+    load_kernel()
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(num_threads or before)
@@ -58,9 +59,12 @@ def _bench(name: str, batch_size: int, seq_length: int) -> Bench:
     folder = find_folder(name)
     limit = getattr(read_model_config(folder), "max_position_embeddings", 0)
     if limit and seq_length > limit:
-        raise ValueError(f"seq_length must be at most {limit} for this model; got {seq_length}.")
-    dense = Outputs(read_model(folder, torch.float32))
+        raise ValueError(
+            f"seq_length must be at most {limit} for this model; got {seq_length}. Pass less."
+        )
+    dense = _outputs_of(read_model(folder, torch.float32), name)
     batch = make_batch(dense.model, batch_size, seq_length)
+    _check_runs(dense, batch, seq_length)
     sparse = copy.deepcopy(dense)
     report = accelerate_(sparse.model, num_tokens=batch_size * seq_length)
     runs: dict[str, Run] = {"dense": lambda: dense(**batch)}
@@ -80,6 +84,28 @@ def _bench(name: str, batch_size: int, seq_length: int) -> Bench:
     where = (_processor(), torch.get_num_threads(), batch_size, seq_length)
     about = (missing, _versions(), fingerprint(folder))
     return Bench(name, *where, str(report), timings, *about)
+
+
+def _outputs_of(model: PreTrainedModel, name: str) -> Outputs:
+    try:
+        return Outputs(model)
+    except ValueError as error:
+        raise ValueError(
+            f"MODEL must turn tokens into logits or hidden states; got '{name}': {error}. Name "
+            "another one."
+        ) from error
+
+
+def _check_runs(dense: Outputs, batch: Batch, seq_length: int) -> None:
+    """Raise a ValueError if the model has fewer positions: RoBERTa's config has two too many."""
+    try:
+        with torch.inference_mode():
+            dense(**batch)
+    except (IndexError, RuntimeError) as error:
+        raise ValueError(
+            f"seq_length must be a length that the model can read; got {seq_length}: "
+            f"{reason_of(error)}. Pass a smaller one."
+        ) from error
 
 
 def _add_runtimes(

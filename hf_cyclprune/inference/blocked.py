@@ -22,8 +22,9 @@ BLOCK = 256
 """Columns of a block: as many as a byte can tell apart."""
 
 _BITS = {torch.float32: torch.float32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
+"""dtype of the values -> one of the same size that numpy knows."""
 VALUES_DTYPES = tuple(_BITS)
-"""dtypes in which values can be stored; before, others of their size, which numpy knows."""
+"""The dtypes in which values can be stored."""
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ def replace_by_csr(model: nn.Module) -> nn.Module:
                 setattr(module, name, CsrLinear(child))
                 num_replaced += 1
     if not num_replaced:
-        raise ValueError("no Linear layer has half zeros or more")
+        raise ValueError("no layer of the class Linear has half zeros or more")
     return model
 
 

@@ -1,5 +1,6 @@
 """A model in a folder that ONNX Runtime or OpenVINO reads, checked against torch."""
 
+import sys
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -63,7 +64,8 @@ def export(
         model: a folder, dense or packed, or a name on the Hub.
         out: a new or empty folder.
         format: "onnx" or "openvino".
-        int8: round the weights to int8, for "onnx" only; the difference is then only measured.
+        int8: round the weights to int8, for "onnx" only; the difference is then measured, and must
+            only be finite.
 
     Raises:
         ValueError: An argument is wrong, the model cannot be exported, or it answers otherwise.
@@ -94,10 +96,11 @@ def _write_checked(
             difference = _write(network, folder, name, int8)
     except Exception as error:  # of any kind: these are other people's compilers
         raise ValueError(f"{failed}: {root_reason(error)}.") from error
-    if not int8 and not difference <= _MOST_DIFFERENCE:  # it may be NaN
+    limit = sys.float_info.max if int8 else _MOST_DIFFERENCE
+    if not difference <= limit:  # it may be NaN
         raise ValueError(
             f"{failed}: the outputs of what was written differ from those of torch by "
-            f"{difference:.2g} of the largest, and at most {_MOST_DIFFERENCE:.0e} is allowed."
+            f"{difference:.2g} of the largest, and at most {limit:.0e} is allowed."
         )
     return difference
 

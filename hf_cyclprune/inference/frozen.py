@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 _REMEDY = (
     "An accelerated model cannot be trained: its layers hold no dense weights that an optimizer "
@@ -33,17 +34,26 @@ class FrozenLinear(nn.Module):
     def multiply(self, x: Tensor) -> Tensor:
         """Return the outputs for a matrix with one token in each row."""
 
-    @property
     @abstractmethod
+    def to_dense(self) -> Tensor:
+        """Return a dense copy of the weight."""
+
+    @property
     def weight(self) -> Tensor:
-        """A dense copy of the weight, made at every access."""
+        """The weight for code that reads it: dense only while something is computed with it."""
+        return _LazyWeight.of(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's output, from which no gradient can be computed.
 
         Raises:
-            ValueError: The input is on another device than the layer.
+            ValueError: The input is on another device than the layer, or has another size.
         """
+        if x.shape[-1:] != (self.in_features,):
+            raise ValueError(
+                f"The last dimension of the input must be {self.in_features}; got the shape "
+                f"{tuple(x.shape)}."
+            )
         if x.device != self.device:
             raise ValueError(
                 f"The model was accelerated for '{self.device}'; its input is on '{x.device}'. "
@@ -78,7 +88,7 @@ class FrozenLinear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}"
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        weight = self.weight
+        weight = self.to_dense()
         destination[prefix + "weight"] = weight.t().contiguous() if self.is_transposed else weight
         if self.bias is not None:
             destination[prefix + "bias"] = self.bias
@@ -88,6 +98,33 @@ class FrozenLinear(nn.Module):
             f"'{prefix}weight' cannot be loaded into an accelerated model. Load the state_dict "
             "into the dense model, and call accelerate_ after."
         )
+
+
+class _LazyWeight(Tensor):
+    """Shape, dtype and device of a layer's weight; T5 asks for its dtype in every forward pass."""
+
+    layer: FrozenLinear
+
+    @staticmethod
+    def of(layer: FrozenLinear) -> "_LazyWeight":
+        """Return the weight of a layer."""
+        make: Any = Tensor._make_wrapper_subclass
+        shape = (layer.out_features, layer.in_features)
+        weight: _LazyWeight = make(_LazyWeight, shape, dtype=layer.dtype, device=layer.device)
+        weight.layer = layer
+        return weight
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
+        return f"{self.layer.to_dense()!r}"
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        def dense(value: Any) -> Any:
+            return value.layer.to_dense() if isinstance(value, cls) else value
+
+        return func(*tree_map(dense, args), **tree_map(dense, kwargs or {}))
 
 
 def _multiply(x: Tensor, layer: FrozenLinear) -> Tensor:

@@ -1,18 +1,19 @@
 """A model of transformers as a graph of ONNX or OpenVINO, for any batch and any length.
 
-Files, inputs and outputs have the names that optimum gives them (https://hf.co/docs/optimum), whose
-`ORTModel...` and `OVModel...` classes so read them.
+Files, inputs and outputs are named as optimum's are (https://hf.co/docs/optimum).
 """
 
 import importlib
 import importlib.util
 import inspect
 import logging
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -131,8 +132,7 @@ def quantize_onnx(source: Path, target: Path) -> None:
 
 def write_openvino(outputs: Outputs, path: Path) -> None:
     """Write a graph of OpenVINO in float32; its weights lie beside it in a file .bin."""
-    require("openvino")
-    openvino = importlib.import_module("openvino")
+    openvino = _import_openvino()
     batch = make_batch(outputs.model, 2, 8, padding=2)
     shape = openvino.PartialShape([-1, -1])
     inputs = [(name, shape, openvino.Type.i64) for name in batch]
@@ -140,6 +140,16 @@ def write_openvino(outputs: Outputs, path: Path) -> None:
     for port, name in zip(graph.outputs, outputs.names, strict=True):
         port.get_tensor().set_names({name})
     openvino.save_model(graph, path, compress_to_fp16=False)
+
+
+def _import_openvino() -> Any:
+    """Import OpenVINO without what it would tell its maker of every import and conversion."""
+    require("openvino")
+    if "openvino" not in sys.modules:
+        sys.modules.setdefault(
+            "openvino_telemetry", cast("ModuleType", None)
+        )  # as if not installed
+    return importlib.import_module("openvino")
 
 
 def open_onnx(path: Path, num_threads: int) -> Run:
@@ -158,8 +168,7 @@ def open_onnx(path: Path, num_threads: int) -> Run:
 
 def open_openvino(path: Path, num_threads: int) -> Run:
     """Return what runs a graph with OpenVINO; without its hint it might compute in bfloat16."""
-    require("openvino")
-    openvino = importlib.import_module("openvino")
+    openvino = _import_openvino()
     hints = {"INFERENCE_NUM_THREADS": num_threads, "INFERENCE_PRECISION_HINT": "f32"}
     compiled = openvino.compile_model(path, "CPU", hints)
 

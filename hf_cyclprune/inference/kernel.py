@@ -1,8 +1,8 @@
 """A sparse matrix times many tokens, compiled by numba for the processor at hand.
 
-The inputs of a tile of tokens are transposed, so that one vector register holds 16 tokens. A kept
-weight then costs one multiplication and addition for every 16 tokens, with an operand from the
-cache:
+The inputs of a tile of tokens are transposed, so that one vector register holds 16 tokens (with
+AVX-512; LLVM divides these vectors where registers are shorter). A kept weight then costs one
+multiplication and addition for every 16 tokens, with an operand from the cache:
 
     y[r, :] += w[r, k] * x[k, :]        x: (K, 48 tokens), y: (R, 48 tokens)
 

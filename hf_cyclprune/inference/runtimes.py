@@ -78,7 +78,7 @@ def build_runtime(
         folder: where exported graphs are kept, for one model.
     """
     try:
-        with quiet():
+        with quiet(), torch.inference_mode():
             run = RUNTIMES[name](Outputs(model), num_threads, folder)
             run(batch)
     except Exception as error:  # of any kind: these are other people's compilers

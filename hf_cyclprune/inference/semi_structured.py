@@ -21,14 +21,15 @@ class SemiStructuredLinear(FrozenLinear):
             warnings.filterwarnings("ignore", message="The PyTorch API of SparseSemiStructured")
             self.compressed = to_sparse_semi_structured(linear.weight.detach().contiguous())
 
-    @property
-    def weight(self) -> Tensor:
+    def to_dense(self) -> Tensor:
         dense: Tensor = self.compressed.to_dense()  # type: ignore[no-untyped-call]
         return dense
 
     def __deepcopy__(self, memo: dict[int, object]) -> "SemiStructuredLinear":
         linear = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
-        linear.weight = nn.Parameter(self.weight, requires_grad=False)  # torch copies no other form
+        linear.weight = nn.Parameter(
+            self.to_dense(), requires_grad=False
+        )  # torch copies no other form
         linear.bias = None if self.bias is None else nn.Parameter(self.bias, requires_grad=False)
         layer = type(self)(linear)
         layer.is_transposed = self.is_transposed

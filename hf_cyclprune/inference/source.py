@@ -31,8 +31,10 @@ def find_folder(model: str) -> Path:
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"MODEL must be a folder with a model, or its name on the Hub; got '{model}': "
-                f"{reason_of(error)}. Name another one."
+                f"{reason_of(error)}. Name another one, or a folder into which you downloaded it."
             ) from error
     if getattr(read_model_config(folder), "vocab_size", None) is None:
-        raise ValueError(f"MODEL must read tokens; got '{model}', which has no vocabulary.")
+        raise ValueError(
+            f"MODEL must read tokens; got '{model}', which has no vocabulary. Name another one."
+        )
     return folder

@@ -38,8 +38,7 @@ class SparseLinear(FrozenLinear):
         bias = torch.zeros(self.out_features) if self.bias is None else self.bias.float()
         self._operands = (held.values, held.positions, held.starts, bias.numpy())
 
-    @property
-    def weight(self) -> Tensor:
+    def to_dense(self) -> Tensor:
         return self.blocked.to_dense().to(self.dtype)
 
     def multiply(self, x: Tensor) -> Tensor:
@@ -64,11 +63,13 @@ class SparseLinear(FrozenLinear):
     def _tasks(self, num_tokens: int, num_threads: int) -> list[Task]:
         """Return `split_work` of this weight, from memory if it was asked before."""
         key = num_tokens, num_threads
-        if key not in self._known_tasks:
+        tasks = self._known_tasks.get(key)
+        if tasks is None:
             if len(self._known_tasks) >= _MAX_TASKS:
                 self._known_tasks.clear()
-            self._known_tasks[key] = split_work(num_tokens, self._num_kept, num_threads)
-        return self._known_tasks[key]
+            tasks = split_work(num_tokens, self._num_kept, num_threads)
+            self._known_tasks[key] = tasks
+        return tasks
 
 
 @lru_cache

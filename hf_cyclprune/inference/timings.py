@@ -1,4 +1,4 @@
-"""What was measured of a model's speed, and the file bench.json that keeps it."""
+"""What was measured of a model's speed, and the file inference_times.json that keeps it."""
 
 import math
 import shlex
@@ -7,10 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_cyclprune.checks import reason_of
-from hf_cyclprune.files import read_json, write_json
-
-BENCH_NAME = "bench.json"
-BENCH_PICTURE = "bench.png"
+from hf_cyclprune.files import BENCH_NAME, read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -50,7 +47,7 @@ class Bench:
         return asdict(self)
 
     def save(self, folder: str | Path) -> Path:
-        """Write bench.json into `folder`; return its path."""
+        """Write inference_times.json into `folder`; return its path."""
         return write_json(Path(folder) / BENCH_NAME, self.to_dict())
 
     def speed_of(self, timing: Timing) -> float:
@@ -73,7 +70,7 @@ class Bench:
 
 
 def load_bench(folder: str | Path) -> Bench:
-    """Return what bench.json in `folder` holds.
+    """Return what inference_times.json in `folder` holds.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -95,7 +92,7 @@ def load_bench(folder: str | Path) -> Bench:
 
 
 def bench_remedy(folder: str | Path) -> str:
-    """Return the sentence with the command that writes bench.json for the model in `folder`."""
+    """Return the sentence with the command that times the model in `folder`."""
     place = shlex.quote(str(folder))
     return f"Run `hf-cyclprune bench {place} --output_dir {place}` first."
 
@@ -114,6 +111,9 @@ def _find_fault(bench: Bench) -> str | None:
         return "a count is not a positive integer"
     if not spreads or not all(map(_is_positive, [*sum(spreads, ()), *sizes])):
         return "a time or a size is missing, or not a positive number"
+    names = [timing.name for timing in bench.timings]
+    if names[0] != "dense" or len(set(names)) < len(names):
+        return "the first time is not that of the dense model, or a name is there twice"
     if any(sorted(spread) != list(spread) for spread in spreads):
         return "a median does not lie between its quartiles"
     return None

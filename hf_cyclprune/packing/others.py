@@ -9,7 +9,7 @@ from pathlib import Path
 
 from transformers.utils import logging
 
-from hf_cyclprune.files import TRAINING_FILES
+from hf_cyclprune.files import TIMES_FILES, TRAINING_FILES
 from hf_cyclprune.packing.manifest import CONFIG, INDEX, read_config
 
 logger = logging.get_logger(__name__)
@@ -38,7 +38,8 @@ def model_files(folder: Path) -> list[str]:
     Sub-folders are searched too: a sentence transformer keeps its other modules there. Left out are
 
     - pickles, and other forms of the weights;
-    - what only training needs: checkpoints, masks, and all names that begin with "_";
+    - what only training needs: checkpoints, masks, and all names that begin with "_"; and what was
+      measured on this machine;
     - hidden folders, and sub-folders that hold a transformers model of their own;
     - links that lead out of the folder, unless they are the model's weights or config.json, or the
       folder lies in the cache of the Hub. A warning names them, and pickles that may be missed.
@@ -50,7 +51,8 @@ def model_files(folder: Path) -> list[str]:
         for name in names:
             file = Path(place) / name
             path = file.relative_to(folder).as_posix()
-            if name.startswith("_") or name in TRAINING_FILES or not file.is_file():
+            is_left = name.startswith("_") or name in (*TRAINING_FILES, *TIMES_FILES)
+            if is_left or not file.is_file():
                 continue
             if file.suffix.lower() in _PICKLES:
                 if not any(fnmatch(path, pattern) for pattern in _NOT_MISSED):

@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hf_cyclprune.files import check_writable
-from hf_cyclprune.inference.timings import BENCH_PICTURE, Bench
+from hf_cyclprune.files import BENCH_PICTURE, check_writable
+from hf_cyclprune.inference.timings import Bench
 from hf_cyclprune.verbs.registry import argument, verb
 
 
@@ -16,7 +16,10 @@ from hf_cyclprune.verbs.registry import argument, verb
     argument("--seq_length", type=int, default=128, help="tokens of each (default: %(default)s)"),
     argument("--threads", type=int, dest="num_threads", help="(default: as torch chooses)"),
     argument("--json", action="store_true", dest="as_json", help="print JSON, for programs"),
-    argument("--output_dir", help="folder for bench.json and bench.png (default: none)"),
+    argument(
+        "--output_dir",
+        help="folder for inference_times.json and inference_times.png (default: none)",
+    ),
 )
 def _bench(model: str, as_json: bool, output_dir: str | None, **options: Any) -> None:
     """Time a model on this CPU: dense, sparse, and in other runtimes that are installed."""

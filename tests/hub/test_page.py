@@ -42,8 +42,9 @@ def test_a_card_is_written_for_what_lies_there(folder):
 
 def test_only_what_was_written_here_is_deleted(folder):
     mine = [folder / "pictures" / "cat.png", folder / "sparse" / "matrix.txt"]
+    mine.append(folder / "bench.json")
     for path in mine:
-        path.parent.mkdir()
+        path.parent.mkdir(exist_ok=True)
         path.write_text("mine")
     remove_extras(folder)
     assert all(path.read_text() == "mine" for path in mine)

@@ -11,6 +11,8 @@ from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
     PreTrainedTokenizerFast,
+    T5Config,
+    T5EncoderModel,
     pipeline,
 )
 
@@ -150,6 +152,41 @@ def test_a_layer_of_an_unknown_class_stays_dense():
     assert report.dense == {"0": "what a Doubled computes is not known"}
 
 
+def test_code_that_reads_the_dtype_of_a_weight_makes_no_dense_copy(monkeypatch):
+    """T5 reads that of its `wo` two times in every forward pass."""
+    config = T5Config(vocab_size=40, d_model=32, d_ff=64, d_kv=16, num_layers=2, num_heads=2)
+    dense = T5EncoderModel(config).eval()
+    prune_(dense, PruningConfig(sparsity=0.9))
+    model = copy.deepcopy(dense)
+    report = accelerate_(model, measure=False)
+    assert any(name.endswith(".wo") for name in report.sparse)
+    layer = model.get_submodule(report.sparse[0])
+    weight = dense.get_submodule(report.sparse[0]).weight
+    assert (layer.weight.shape, layer.weight.dtype) == (weight.shape, torch.float32)
+    assert torch.equal(layer.weight, weight)
+    assert torch.equal(layer.weight @ weight.T, weight @ weight.T)
+    assert repr(layer.weight) == repr(weight.detach())
+    monkeypatch.setattr(SparseLinear, "to_dense", None)
+    with torch.inference_mode():
+        found, wanted = (m(**batch(2, 8)).last_hidden_state for m in (model, dense))
+    assert torch.allclose(found, wanted, atol=1e-4)
+
+
+def test_a_layer_in_float64_stays_dense():
+    model = nn.Sequential(nn.Linear(8, 8).double())
+    model[0].weight.data[:7] = 0.0
+    assert accelerate_(model).dense == {"0": "its weights are float64"}
+
+
+def test_an_input_of_another_size_is_one_sentence():
+    model = nn.Sequential(nn.Linear(8, 8))
+    model[0].weight.data[:7] = 0.0
+    accelerate_(model, measure=False)
+    rule = r"The last dimension of the input must be 8; got the shape \(2, 16\)\."
+    with pytest.raises(ValueError, match=rule):
+        model(torch.zeros(2, 16))
+
+
 def test_a_layer_with_a_hook_stays_dense(pruned_bert):
     model = pruned_bert()
     model.bert.encoder.layer[0].output.dense.register_forward_hook(lambda *_: None)
@@ -164,7 +201,7 @@ def test_a_layer_is_replaced_only_where_its_kept_weights_are_faster(monkeypatch)
         layer.weight.data.fill_(1.0).view(-1)[num_kept:] = 0.0
     report = accelerate_(model, num_tokens=5)
     assert report.sparse == ["0"]
-    assert report.dense == {"1": "with 5 tokens it is not slower dense"}
+    assert report.dense == {"1": "for 5 tokens it would save less than a tenth of its time"}
 
 
 def test_tiny_and_hardly_pruned_layers_stay_dense():

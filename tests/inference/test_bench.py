@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from transformers import BertConfig, BertForMultipleChoice, RobertaConfig, RobertaModel
 
 from hf_cyclprune import PruningConfig, pack, prune_
 from hf_cyclprune.cli import main
@@ -75,7 +76,7 @@ def test_a_packed_model_is_timed_as_the_same_weights(folder, tmp_path):
 
 def test_torchs_own_sparse_matrices_give_the_same_answers(tiny_bert):
     model = tiny_bert()
-    with pytest.raises(ValueError, match="no Linear layer has half zeros or more"):
+    with pytest.raises(ValueError, match="no layer of the class Linear has half zeros or more"):
         replace_by_csr(model)
     prune_(model, PruningConfig(sparsity=0.9))
     outputs = Outputs(model)
@@ -90,8 +91,10 @@ def test_torchs_own_sparse_matrices_give_the_same_answers(tiny_bert):
 def test_the_command_writes_the_times_and_their_picture(folder, tmp_path, capsys, monkeypatch):
     out, argv = tmp_path / "new", ["bench", folder, "--seq_length", "8", "--threads", "1"]
     assert main([*argv, "--output_dir", str(out)]) == 0
-    assert capsys.readouterr().out.endswith(f"\n\n{out}/bench.json\n{out}/bench.png\n")
-    assert (out / "bench.png").read_bytes().startswith(b"\x89PNG")
+    assert capsys.readouterr().out.endswith(
+        f"\n\n{out}/inference_times.json\n{out}/inference_times.png\n"
+    )
+    assert (out / "inference_times.png").read_bytes().startswith(b"\x89PNG")
     assert load_bench(out).model == folder
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.delitem(sys.modules, "hf_cyclprune.pictures.plots", raising=False)
@@ -119,3 +122,23 @@ def test_wrong_numbers_are_refused_before_the_model_loads(folder, capsys):
     assert "seq_length must be at most 16 for this model; got 128" in capsys.readouterr().err
     assert main(["bench", folder, "--output_dir", f"{folder}/config.json/x"]) == 1
     assert "output_dir must be a folder that can be written to" in capsys.readouterr().err
+
+
+def test_a_model_with_fewer_positions_than_its_config_says_is_one_sentence(tmp_path, capsys):
+    """RoBERTa counts its positions from 2."""
+    size = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = RobertaConfig(vocab_size=4000, max_position_embeddings=34, **size)
+    RobertaModel(config).save_pretrained(tmp_path)
+    assert main(["bench", str(tmp_path), "--seq_length", "34"]) == 1
+    assert (
+        "seq_length must be a length that the model can read; got 34: " in capsys.readouterr().err
+    )
+    assert main(["bench", str(tmp_path), "--seq_length", "32"]) == 0
+
+
+def test_a_model_that_reads_something_else_is_one_sentence(tmp_path, capsys):
+    size = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    BertForMultipleChoice(BertConfig(vocab_size=40, **size)).save_pretrained(tmp_path)
+    assert main(["bench", str(tmp_path), "--seq_length", "8"]) == 1
+    error = capsys.readouterr().err
+    assert f"MODEL must turn tokens into logits or hidden states; got '{tmp_path}': " in error

@@ -1,4 +1,4 @@
-"""bench.json keeps what was measured, and a damaged one is never believed."""
+"""inference_times.json keeps what was measured, and a damaged one is never believed."""
 
 import json
 from dataclasses import replace
@@ -10,7 +10,7 @@ from tests.inference.times import BENCH, DENSE, SPARSE
 
 
 def test_what_is_saved_is_loaded(tmp_path):
-    assert BENCH.save(tmp_path / "new") == tmp_path / "new" / "bench.json"
+    assert BENCH.save(tmp_path / "new") == tmp_path / "new" / "inference_times.json"
     assert load_bench(tmp_path / "new") == BENCH
 
 
@@ -27,8 +27,8 @@ def test_a_missing_file_says_which_command_writes_it(tmp_path):
     with pytest.raises(FileNotFoundError) as raised:
         load_bench(place)
     assert str(raised.value) == (
-        f"There is no bench.json in '{place}'. Run `hf-cyclprune bench '{place}' --output_dir "
-        f"'{place}'` first."
+        f"There is no inference_times.json in '{place}'. Run `hf-cyclprune bench '{place}' "
+        f"--output_dir '{place}'` first."
     )
 
 
@@ -57,14 +57,18 @@ TIMES = {
             for name, found in TIMES.items()
             for value in found
         ),
+        {**BENCH.to_dict(), "timings": [vars(SPARSE), vars(DENSE)]},  # speeds are against the first
+        {**BENCH.to_dict(), "timings": [vars(DENSE), vars(SPARSE), vars(SPARSE)]},
         {name: value for name, value in BENCH.to_dict().items() if name != "seq_length"},
         {**BENCH.to_dict(), "another": 1},
         {},
     ],
 )
 def test_damage_is_one_sentence_with_the_remedy(values, tmp_path):
-    (tmp_path / "bench.json").write_text(json.dumps(values))
-    with pytest.raises(ValueError, match=r"^bench\.json in '.*' is not one .* Run `hf-cyclprune"):
+    (tmp_path / "inference_times.json").write_text(json.dumps(values))
+    with pytest.raises(
+        ValueError, match=r"^inference_times\.json in '.*' is not one .* Run `hf-cyclprune"
+    ):
         load_bench(tmp_path)
 
 
