@@ -21,6 +21,8 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from experiment import Run, finish, print_table
+
 LEVELS = ("0.8", "0.9", "0.95", "0.97", "2:4")
 KEPT = ("0.5", "0.6", "0.7", "0.8", "0.9", "0.95", "0.97", "0.99")
 LENGTHS = (8, 16, 32, 64, 128, 256, 512)
@@ -29,10 +31,10 @@ SECONDS = 60.0
 """For the rounds of a setting, at least 5 and at most 25 of them."""
 
 
-def wanted(options: argparse.Namespace) -> list[dict[str, Any]]:
+def wanted(options: argparse.Namespace) -> list[Run]:
     """Return the settings of all processes."""
 
-    def setting(model: str, batch: int, length: int, threads: int, **more: Any) -> dict[str, Any]:
+    def setting(model: str, batch: int, length: int, threads: int, **more: Any) -> Run:
         shape = {"batch_size": batch, "seq_length": length, "threads": threads}
         return {"model": model, **shape, "runtimes": [], "keep_all": False, **more}
 
@@ -70,7 +72,7 @@ def build(name: str) -> Any:
     return AutoModelForSequenceClassification.from_config(config).eval()
 
 
-def measure(run: dict[str, Any]) -> dict[str, Any]:
+def measure(run: Run) -> dict[str, Any]:
     """Time all runtimes in turn; return the milliseconds of each."""
     import torch
 
@@ -124,61 +126,55 @@ def take_turns(runs: dict[str, Any]) -> dict[str, list[float]]:
     return {name: values[1:] for name, values in times.items()}
 
 
-def read(path: Path) -> dict[str, dict[str, Any]]:
-    """Return the finished settings, with what was measured."""
-    lines = path.read_text().splitlines() if path.is_file() else []
-    return {key(line["run"]): line for line in map(json.loads, lines)}
-
-
-def key(run: dict[str, Any]) -> str:
-    """What tells one setting from another."""
-    return json.dumps(run, sort_keys=True)
-
-
-def show(lines: list[dict[str, Any]]) -> None:
+def show(lines: list[Run]) -> None:
     """Print a table for every model and number of threads, and the growth."""
-    groups: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
+    groups: dict[tuple[str, str, int], list[Run]] = {}
     for line in lines:
-        run = line["run"]
-        groups.setdefault((run["part"], run["model"], run["threads"]), []).append(line)
+        groups.setdefault((line["part"], line["model"], line["threads"]), []).append(line)
     for (part, model, threads), group in groups.items():
-        shapes = [f"{line['run']['batch_size']} x {line['run']['seq_length']}" for line in group]
         print(f"\n{part}: {model}, threads: {threads}, medians in ms\n")
-        print("| | " + " | ".join(shapes) + " |\n|" + "---|" * (1 + len(shapes)))
-        for name in {name: None for line in group for name in line["times"]}:
-            cells = [
-                f"{median(line['times'][name]):.1f}" if name in line["times"] else ""
-                for line in group
-            ]
-            print("| " + " | ".join([name, *cells]) + " |")
+        shapes = [f"{line['batch_size']} x {line['seq_length']}" for line in group]
+        names = {name: None for line in group for name in line["result"]["times"]}
+        rows = [[name, *(cell(line["result"], name) for line in group)] for name in names]
+        print_table(["", *shapes], rows)
         for line in group:
-            for name, reason in line["missing"].items():
+            for name, reason in line["result"]["missing"].items():
                 print(f"{name}: {reason}")
 
 
-def draw(lines: list[dict[str, Any]], path: Path) -> None:
+def cell(result: dict[str, Any], name: str) -> str:
+    """Write a median, and how many layers are sparse where others of this setting have more."""
+    if name not in result["times"]:
+        return ""
+    layers = result["sparse_layers"]
+    num_sparse = layers.get(name.removeprefix("sparse "), 0) if "sparse" in name else None
+    note = "" if num_sparse in (None, max(layers.values())) else f" ({num_sparse} layers)"
+    return f"{median(result['times'][name]):.1f}{note}"
+
+
+def draw(lines: list[Run], path: Path) -> None:
     """Draw how latency grows."""
     from hf_cyclprune.pictures.style import drawing, looks, new_figure, write_picture
 
-    parts = {part: [x for x in lines if x["run"]["part"] == part] for part in ("length", "batch")}
+    parts = {part: [x for x in lines if x["part"] == part] for part in ("length", "batch")}
     labels = {"length": "tokens, one sentence", "batch": "sentences of 32 tokens"}
     first, second = looks(2)
     with drawing():
         figure = new_figure(2.6)
         panels = figure.subplots(1, 3)
         for panel, (part, found) in zip(panels, parts.items(), strict=False):
-            x = [r["run"]["seq_length" if part == "length" else "batch_size"] for r in found]
+            x = [line["seq_length" if part == "length" else "batch_size"] for line in found]
             for name, look in (("dense", first), ("sparse 0.9", second)):
-                y = [median(r["times"][name]) for r in found]
+                y = [median(line["result"]["times"][name]) for line in found]
                 panel.plot(x, y, color=look.colour, marker=look.marker, ls=look.dash, label=name)
             panel.set(xscale="log", yscale="log", xlabel=labels[part])
             panel.set_xticks(x[::2], [str(value) for value in x[::2]])
             panel.yaxis.set_major_formatter("{x:g}")
             panel.minorticks_off()
-        for line in (line for line in lines if line["run"]["part"] == "kept"):
-            kept = [100 * (1 - float(level)) for level in line["run"]["levels"]]
-            times = line["times"]
-            y = [median(times[f"sparse {level}"]) for level in line["run"]["levels"]]
+        for line in (line for line in lines if line["part"] == "kept"):
+            kept = [100 * (1 - float(level)) for level in line["levels"]]
+            times = line["result"]["times"]
+            y = [median(times[f"sparse {level}"]) for level in line["levels"]]
             panels[2].axhline(median(times["dense"]), color=first.colour, ls=first.dash)
             panels[2].plot(kept, y, color=second.colour, marker=second.marker, ls=second.dash)
         panels[2].set(xlabel="% of weights kept", ylim=(0, None))
@@ -200,17 +196,13 @@ def main() -> None:
     if options.run:
         print(json.dumps(measure(json.loads(options.run))))
         return
-    runs = wanted(options)
-    for run in runs:
-        if key(run) not in read(options.out):
-            command = [sys.executable, __file__, str(options.out), "--run", json.dumps(run)]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-            found = json.loads(done.stdout.splitlines()[-1])
-            with options.out.open("a") as file:
-                file.write(json.dumps({"run": run, **found}) + "\n")
-            print(key(run), "is done.", flush=True)
-    finished = read(options.out)
-    lines = [finished[key(run)] for run in runs]
+
+    def measure_alone(run: Run) -> Any:
+        command = [sys.executable, __file__, str(options.out), "--run", json.dumps(run)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        return json.loads(done.stdout.splitlines()[-1])
+
+    lines = finish(options.out, wanted(options), measure_alone)
     show(lines)
     if options.picture is not None:
         draw(lines, options.picture)

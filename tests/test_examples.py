@@ -122,17 +122,18 @@ def test_masks_are_transplanted_and_weights_returned(script, tmp_path, monkeypat
     assert "Mask transplant" in capsys.readouterr().out
 
 
-def test_latencies_are_measured_shown_and_drawn(tmp_path, capsys):
+def test_latencies_are_measured_shown_and_drawn(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
     names = runpy.run_path(str(EXAMPLES / "inference_times.py"))
     shape = {"model": "tiny", "batch_size": 1, "seq_length": 8, "threads": 1, "keep_all": True}
     lines = []
     for part in ("table", "length", "batch", "kept"):
         run = {**shape, "part": part, "levels": ["0.9"], "runtimes": ["torch CSR"]}
-        lines.append({"run": run, **names["measure"](run)})
-    for line in lines:
-        assert set(line["times"]) == {"dense", "torch CSR 0.9", "sparse 0.9"}
-        assert line["sparse_layers"] == {"0.9": 12}
-        assert all(5 <= len(times) <= 25 and min(times) > 0 for times in line["times"].values())
+        lines.append({**run, "result": names["measure"](run)})
+    for result in (line["result"] for line in lines):
+        assert set(result["times"]) == {"dense", "torch CSR 0.9", "sparse 0.9"}
+        assert result["sparse_layers"] == {"0.9": 12}
+        assert all(5 <= len(times) <= 25 and min(times) > 0 for times in result["times"].values())
     names["show"](lines)
     assert "table: tiny, threads: 1, medians in ms" in capsys.readouterr().out
     names["draw"](lines, tmp_path / "growth.png")
