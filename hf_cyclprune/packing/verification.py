@@ -7,15 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hf_cyclprune.packing import loading  # noqa: F401  from_pretrained reads packed folders
 from hf_cyclprune.packing.file import to_bytes
+from hf_cyclprune.packing.model import read_model
 from hf_cyclprune.packing.weights import (
-    NO_CODE,
     DenseWeights,
     PackedWeights,
-    model_class,
     open_weights,
-    read_model_config,
 )
 
 
@@ -64,10 +61,9 @@ def _compare_loaded(a: str | Path, b: str | Path) -> str | None:
 
 def _sum_loaded(folder: str | Path) -> dict[str, tuple[torch.dtype, tuple[int, ...], int]]:
     """Return dtype, shape and crc32 of every tensor of the model that transformers loads."""
-    cls = model_class(read_model_config(folder))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # for tensors that neither folder has
-        model = cls.from_pretrained(folder, **NO_CODE)
+        model = read_model(folder)
     return {
         name: (tensor.dtype, tuple(tensor.shape), zlib.crc32(to_bytes(tensor)))
         for name, tensor in model.state_dict().items()
