@@ -9,6 +9,7 @@ from transformers import TrainerCallback
 from transformers import TrainerControl as Control
 from transformers import TrainerState as State
 from transformers import TrainingArguments as Args
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_cyclprune.checks import check_instance
 from hf_cyclprune.config import PruningConfig
@@ -25,10 +26,11 @@ from hf_cyclprune.training.run import PruningRun
 class PruningCallback(TrainerCallback):
     """Prunes the model of any Trainer: masks on the schedule's pruning steps, zeros in every step.
 
-    Used alone it cannot restart the learning rate, choose a best model that is at the target
-    sparsity, or save masks with a checkpoint; `PruningTrainer` adds these. A checkpoint still
-    resumes: the masks are rebuilt from the zeros, if their number is the one that the schedule
-    demands. SetFit's Trainer trains the body of its model: that is what is pruned there.
+    Used alone it cannot restart the learning rate, or choose a best model that is at the target
+    sparsity; `PruningTrainer` adds these. It writes what a resumed run needs into the checkpoints
+    in `output_dir`, after the Trainer. From another one the masks are rebuilt from the zeros, if
+    these tell all that the method needs, and if their number is the one that the schedule demands.
+    SetFit's Trainer trains the body of its model: that is what is pruned there.
 
     When a cycle has ended, and after its evaluation, the console shows one line on it; not with
     `logging_strategy="no"`, nor where transformers shows errors only (`log_level="error"`).
@@ -126,7 +128,8 @@ class PruningCallback(TrainerCallback):
             )
         model = trained_module(kwargs["model"], kwargs.get("st_model"))
         optimizer = kwargs.get("optimizer")
-        self.run = PruningRun.start(config, model, args, state, self.resume_folder, optimizer)
+        folder = self.resume_folder if self.is_in_pruning_trainer else folder_of(args, state)
+        self.run = PruningRun.start(config, model, args, state, folder, optimizer)
         self.run.measure_reach(optimizer, kwargs.get("lr_scheduler"))
 
     def on_pre_optimizer_step(
@@ -181,8 +184,12 @@ class PruningCallback(TrainerCallback):
             self._close_cycle(args, state)
 
     def on_save(self, args: Args, state: State, control: Control, **kwargs: object) -> None:
-        if self.run is not None and not self.is_in_pruning_trainer:  # which checks all it saves
-            self.run.warn_if_unmasked()
+        if self.run is None or self.is_in_pruning_trainer:  # which checks and saves all itself
+            return
+        self.run.warn_if_unmasked()
+        folder = folder_of(args, state)
+        is_writer = args.should_save and folder.is_dir()
+        self.run.save(folder, state.global_step, is_writer=is_writer)
 
     def on_train_end(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         if self.run is None:
@@ -198,6 +205,11 @@ class PruningCallback(TrainerCallback):
         if not self.is_in_pruning_trainer:
             self.run.warn_if_unmasked()
         self.run.end()
+
+
+def folder_of(args: Args, state: State) -> Path:
+    """Return where a Trainer saves its checkpoint after the last optimizer step."""
+    return Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
 
 
 def find_callback(callbacks: Iterable[Any]) -> PruningCallback | None:

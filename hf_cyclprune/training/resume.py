@@ -2,14 +2,34 @@
 
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from hf_cyclprune.pruning.masks import unpack_mask
 from hf_cyclprune.pruning.pruner import Pruner
 from hf_cyclprune.pruning.snapshot import restore_snapshot, take_snapshot
-from hf_cyclprune.training.state import PruningState
+from hf_cyclprune.training.state import PruningState, load_state
+
+
+def find_state(pruner: Pruner, checkpoint: Path | None) -> PruningState | None:
+    """Read the pruning state in the checkpoint that the weights came from; None without one.
+
+    The plain callback does not know that folder, but takes the one in output_dir that has its
+    name: so a state with masks in which a weight is pruned that is not zero is left alone. It
+    belongs to another run.
+    """
+    saved = load_state(checkpoint) if checkpoint is not None else None
+    if saved is None or saved.masks.keys() != pruner.masks.keys():
+        return saved
+    is_other = torch.zeros((), dtype=torch.bool)
+    for name, packed in saved.masks.items():
+        shard = pruner.shards[name]
+        is_kept = shard.part_of(unpack_mask(packed, pruner.shapes[name])).to(shard.weight.device)
+        is_other |= ((shard.weight != 0) & ~is_kept).any().cpu()
+    return None if pruner.shards.ranks.any(is_other) else saved
 
 
 def restore_masks(pruner: Pruner, saved: PruningState) -> None:
@@ -82,8 +102,9 @@ def check_rebuildable(pruner: Pruner) -> None:
     if pruner.observation.keeps_memory or take_snapshot(pruner).keys() - {"num_returned"}:
         raise ValueError(
             "The run cannot be resumed from the zeros of its model alone, since its method also "
-            "remembers values of pruned weights, or gradients or inputs of earlier steps. Use "
-            "PruningTrainer, which saves them."
+            "remembers values of pruned weights, or gradients or inputs of earlier steps. "
+            "PruningTrainer saves them with each checkpoint, and PruningCallback with those in "
+            "output_dir: resume from one of these."
         )
 
 

@@ -31,6 +31,7 @@ from hf_cyclprune.training.prerequisites import (
 from hf_cyclprune.training.reach import find_reach, warn_of_reach
 from hf_cyclprune.training.resume import (
     check_rebuildable,
+    find_state,
     is_at_target,
     masks_from_zeros,
     restore_masks,
@@ -66,7 +67,7 @@ class PruningRun:
     ) -> "PruningRun":
         """Begin a run or, if the Trainer's state has steps behind it, resume one.
 
-        A resumed run has its masks from the checkpoint or, where that is None, from the zeros.
+        A resumed run has its masks from the checkpoint or, where it has none, from the zeros.
 
         Raises:
             ValueError: the model, the training engine or the checkpoint does not fit the config.
@@ -118,18 +119,17 @@ class PruningRun:
         return not self.pruner.schedule.keeps_zeros
 
     def _resume(self, state: TrainerState, checkpoint: Path | None) -> None:
-        saved = load_state(checkpoint) if checkpoint is not None else None
-        total_steps = self.pruner.schedule.total_steps
+        saved, pruner = find_state(self.pruner, checkpoint), self.pruner
         if saved is not None:
             self._restore(saved)
-            if warn_of_changes(saved, config_to_dict(self.config), total_steps):
+            if warn_of_changes(saved, config_to_dict(self.config), pruner.schedule.total_steps):
                 self.history.is_plan_kept = False
                 if self.has_cycles:
                     # The new schedule may have no pruning step left: prune after the next step.
-                    self.pruner.pending = set(range(len(self.pruner.groups)))
+                    pruner.pending = set(range(len(pruner.groups)))
         elif self.has_cycles:
-            check_rebuildable(self.pruner)
-            masks_from_zeros(self.pruner, state.global_step)
+            check_rebuildable(pruner)
+            masks_from_zeros(pruner, state.global_step)
         if self.average is not None:
             self.average.resume(checkpoint, state.global_step)
         if self.teacher is not None:

@@ -74,6 +74,11 @@ def run(
     return train(args=args, resume=resume, **options)
 
 
+def forget_state(step):
+    """Leave what another Trainer alone would have saved."""
+    (folder_of(True) / f"checkpoint-{step}" / STATE_NAME).unlink()
+
+
 def pruner_of(trainer):
     return next(
         c.pruner for c in trainer.callback_handler.callbacks if isinstance(c, PruningCallback)
@@ -96,6 +101,8 @@ def test_an_interrupted_run_ends_bit_identical(train, kind, pattern):
         shutil.rmtree(folder_of(True), ignore_errors=True)
         with pytest.raises(ConnectionAbortedError):
             run(train, kind, config, interrupt=step, limit=1, save_steps=save_steps)
+        if kind == "callback":
+            forget_state(step)
         resumed = run(train, kind, config, resume=True, limit=1, save_steps=save_steps)
         assert resumed.state.global_step == 40
         assert_same(whole, resumed)
@@ -116,8 +123,9 @@ def test_a_reset_that_was_pending_happens_after_the_resume(train, kind, pattern,
     weights = load_file(folder / "model.safetensors")
     zeros = sum(int((weights[name] == 0).sum()) for name in pruner_of(whole).targets)
     assert zeros == sum(pruner_of(whole).num_pruned), "the reset has not happened yet"
-    if kind == "trainer":
-        assert load_state(folder).pending
+    assert load_state(folder).pending
+    if kind == "callback":
+        forget_state(ON_EDGE)
 
     assert_same(whole, run(train, kind, config, resume=True, save_steps=7))
 
@@ -139,6 +147,7 @@ def test_a_reset_that_happened_late_is_accepted_by_the_callback(train, monkeypat
     whole = run(train, "callback", config)
     with pytest.raises(ConnectionAbortedError):
         run(train, "callback", config, interrupt=ON_EDGE + 2, save_steps=23)
+    forget_state(ON_EDGE + 2)
     assert_same(whole, run(train, "callback", config, resume=True, save_steps=13))
 
 
@@ -196,19 +205,44 @@ def snapshots_are_equal(one, other):
     )
 
 
-@pytest.mark.parametrize("method", ["swap", "wanda", "platon"])
-def test_the_callback_refuses_to_rebuild_what_zeros_do_not_tell(train, method):
-    config = PruningConfig(method=method, sparsity=0.8)
+def cut_short(train, method, step):
+    """A run of the callback that a crash stops at this step; the next one goes on."""
+    config = PruningConfig(method=method, sparsity=0.8, lr_restarts=False)
     with pytest.raises(ConnectionAbortedError):
-        run(train, "callback", config, interrupt=INSIDE_RAMP, save_steps=INSIDE_RAMP)
+        run(train, "callback", config, interrupt=step, save_steps=step)
+    return config, folder_of(True) / f"checkpoint-{step}"
+
+
+@pytest.mark.parametrize("method", ["cyclical", "cyclical_stored", "swap", "wanda", "platon"])
+def test_the_callback_resumes_what_zeros_alone_do_not_tell(train, method):
+    config, _ = cut_short(train, method, INSIDE_RAMP)
+    whole = run(train, "callback", config)
+    assert_same(whole, run(train, "callback", config, resume=True))
+
+
+@pytest.mark.parametrize("method", ["cyclical_stored", "swap", "wanda", "platon"])
+def test_the_callback_refuses_to_rebuild_what_zeros_do_not_tell(train, method):
+    config, folder = cut_short(train, method, INSIDE_RAMP)
+    (folder / STATE_NAME).unlink()
     with pytest.raises(ValueError, match="also remembers values of pruned weights"):
         run(train, "callback", config, resume=True)
+
+
+def test_the_callback_leaves_the_state_of_another_run_alone(train, tmp_path):
+    """It may lie under the same name in output_dir, while the weights come from elsewhere."""
+    config, folder = cut_short(train, "cyclical_stored", INSIDE_RAMP)
+    elsewhere = folder.rename(tmp_path / "checkpoint-of-the-run")
+    cut_short(train, "gradual", INSIDE_RAMP)
+    (elsewhere / STATE_NAME).unlink()
+    with pytest.raises(ValueError, match="also remembers values of pruned weights"):
+        run(train, "callback", config, resume=str(elsewhere))
 
 
 def test_the_callback_refuses_a_checkpoint_whose_zeros_are_not_the_schedules(train):
     config = PruningConfig(sparsity=0.8, num_cycles=2, lr_restarts=False)
     with pytest.raises(ConnectionAbortedError):
         run(train, "callback", config, interrupt=IN_FINE_TUNING, save_steps=19)
+    forget_state(IN_FINE_TUNING)
     other = PruningConfig(sparsity=0.7, num_cycles=2, lr_restarts=False)
     with pytest.raises(ValueError, match=r"query\.weight' must hold 179 zeros .* got 205"):
         run(train, "callback", other, resume=True, save_steps=19)
@@ -219,6 +253,7 @@ def test_a_checkpoint_of_the_callback_resumes_in_pruning_trainer(train):
     whole = run(train, "callback", config)
     with pytest.raises(ConnectionAbortedError):
         run(train, "callback", config, interrupt=INSIDE_RAMP, save_steps=13)
+    forget_state(INSIDE_RAMP)
     assert_same(whole, run(train, "trainer", config, resume=True, save_steps=13))
 
 
