@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from hf_cyclprune import PruningConfig, find_targets, get_restarting_scheduler
 from hf_cyclprune.pruning.masks import compare_masks, pack_mask
 
+RISING = {"levels": "rising", "ramp_ratio": 0.3}
 ARMS: dict[str, dict[str, Any]] = {
     "gradual": {"method": "gradual"},
     "gradual_restarts": {"method": "gradual_restarts"},
@@ -34,8 +35,8 @@ ARMS: dict[str, dict[str, Any]] = {
     "cubic (cyclical)": {"method": "cyclical"},
     "linear": {"method": "cyclical", "ramp": "linear"},
     "step": {"method": "cyclical", "ramp": "step"},
-    "rising, dips to 0.8": {"method": "rising"},
-    "rising, dips to 0.5": {"method": "rising", "reset_ratio": 0.5},
+    "rising, dips to 0.8": {"method": "cyclical", **RISING, "reset_ratio": 0.8},
+    "rising, dips to 0.5": {"method": "cyclical", **RISING, "reset_ratio": 0.5},
 }
 BATCH = 64
 Data = tuple[Tensor, Tensor]

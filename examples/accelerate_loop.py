@@ -11,9 +11,9 @@ Replace the model, a small untrained BERT, and the random data by your own.
 import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertConfig, BertForSequenceClassification, get_scheduler
 
-from hf_cyclprune import Pruner, PruningConfig, find_targets, get_restarting_scheduler
+from hf_cyclprune import Pruner, PruningConfig, find_targets
 
 TOTAL_STEPS = 120
 
@@ -32,7 +32,8 @@ def main(accelerator: Accelerator | None = None) -> Pruner:
     config = PruningConfig(sparsity=0.9, num_cycles=3)
     inner = accelerator.unwrap_model(model)  # the engine has prepared its weights
     pruner = config.build_pruner(find_targets(inner), TOTAL_STEPS, optimizer, model=inner)
-    scheduler = get_restarting_scheduler("linear", optimizer, pruner.schedule)
+    # get_restarting_scheduler of hf_cyclprune serves methods whose learning rate restarts
+    scheduler = get_scheduler("linear", optimizer, 0, TOTAL_STEPS)
 
     t = 1  # the optimizer step that is being prepared
     while t <= TOTAL_STEPS:

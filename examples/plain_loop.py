@@ -6,9 +6,9 @@ Replace the model, a small untrained BERT, and the random data by your own.
 """
 
 import torch
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertConfig, BertForSequenceClassification, get_scheduler
 
-from hf_cyclprune import PruningConfig, SparsityReport, find_targets, get_restarting_scheduler
+from hf_cyclprune import PruningConfig, SparsityReport, find_targets
 
 TOTAL_STEPS = 120
 
@@ -21,7 +21,8 @@ def main() -> SparsityReport:
 
     config = PruningConfig(sparsity=0.9, num_cycles=3)
     pruner = config.build_pruner(find_targets(model), TOTAL_STEPS, optimizer, model=model)
-    scheduler = get_restarting_scheduler("linear", optimizer, pruner.schedule)
+    # get_restarting_scheduler of hf_cyclprune serves methods whose learning rate restarts
+    scheduler = get_scheduler("linear", optimizer, 0, TOTAL_STEPS)
 
     for t in range(1, TOTAL_STEPS + 1):  # t counts finished optimizer steps
         ids = torch.randint(0, 30000, (8, 16))

@@ -71,7 +71,9 @@ def main() -> None:
             eval_dataset=data["validation"],
             processing_class=tokenizer,
             compute_metrics=accuracy,
-            pruning_config=PruningConfig(sparsity=options.sparsity, num_cycles=options.num_cycles),
+            pruning_config=PruningConfig(
+                method="cyclical", sparsity=options.sparsity, num_cycles=options.num_cycles
+            ),
         )
         trainer.train()
         print(f"accuracy {trainer.evaluate()['eval_accuracy']:.4f}")

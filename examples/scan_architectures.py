@@ -160,7 +160,7 @@ def train(model_type: str, folder: Path, resume: Path | None = None) -> tuple[An
         model,
         args,
         train_dataset=make_rows(model),
-        pruning_config=PruningConfig(sparsity=0.5, num_cycles=2, lr_restarts=False),
+        pruning_config=PruningConfig(sparsity=0.5, scope="layer", num_cycles=2),
         callbacks=[weights],
     )
     trainer.train(resume_from_checkpoint=None if resume is None else str(resume))

@@ -2,8 +2,7 @@
 
     python examples/stock_trainer.py
 
-Replace the model, a small untrained BERT, and the random data by your own. The learning rate has
-one schedule for the whole run; PruningTrainer would restart it in every cycle.
+Replace the model, a small untrained BERT, and the random data by your own.
 """
 
 import tempfile
@@ -20,7 +19,7 @@ def main(max_steps: int = 120) -> SparsityReport:
     model = BertForSequenceClassification(BertConfig(num_attention_heads=2, **shape))
     ids = torch.randint(0, 30000, (256, 16))
     examples = [{"input_ids": row, "labels": int(row[0]) % 2} for row in ids]
-    config = PruningConfig(pattern="2:4", num_cycles=3, lr_restarts=False)
+    config = PruningConfig(pattern="2:4", num_cycles=3)
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             model,

@@ -55,8 +55,8 @@ class PruningConfig(PruningOptions):
     Raises:
         ValueError: names the argument, its rule, the value and the remedy.
 
-    >>> PruningConfig(sparsity=0.9, num_cycles=3).build_schedule(total_steps=3000).edges
-    (0, 1000, 2000, 3000)
+    >>> PruningConfig(sparsity=0.9).build_schedule(total_steps=4000).edges
+    (0, 1000, 2000, 3000, 4000)
     >>> PruningConfig(method="gradual", pattern="2:4").target_sparsity
     0.5
     """
@@ -130,18 +130,19 @@ class PruningConfig(PruningOptions):
         return self.plan.lr_restarts and self.plan.num_cycles > 1
 
     def build_schedule(self, total_steps: int, zeros: float = 0.0) -> Schedule:
-        """Return the schedule of a run.
+        """Return the schedule of a run; a method's own number of cycles is at most that of steps.
 
         Args:
             total_steps: optimizer steps of the run.
             zeros: the sparsity of the model, for a config without a target of its own.
 
         Raises:
-            ValueError: more cycles than steps.
+            ValueError: `num_cycles` was given, and there are fewer steps.
         """
         target, plan = self.target_sparsity, self.plan
         own = {f.name for f in dataclasses.fields(Schedule)} - {"sparsity", "total_steps"}
         options: dict[str, Any] = {name: getattr(plan, name) for name in own}
+        options["num_cycles"] = self.num_cycles or min(plan.num_cycles, max(total_steps, 1))
         return Schedule(zeros if target is None else target, total_steps, **options)
 
     def build_pruner(

@@ -65,6 +65,8 @@ class Method:
     """On the Hub."""
     training: Mapping[str, object] = field(default_factory=dict)
     """Training arguments that `hf-cyclprune glue` sets unless the user gives them."""
+    finding: str | None = None
+    """What this library's own comparisons say about it, where it claims that cycles help."""
 
 
 def _read_rows() -> dict[str, Method]:

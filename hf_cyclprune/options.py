@@ -24,7 +24,7 @@ class PruningOptions:
     method: str = _option(
         f"A named set of the options below: {', '.join(METHODS)}. Options that you give go before "
         "the method's.",
-        "cyclical",
+        "rising",
     )
     sparsity: float | None = _option(
         "Fraction of the target weights that is zero at the end, in [0, 1). An n:m pattern implies "
@@ -36,8 +36,9 @@ class PruningOptions:
         "unstructured",
     )
     scope: str | None = _option(
-        "Unstructured only: which weights are ranked together. 'layer' (default) prunes every "
-        "matrix alike, 'global' ranks all of them together, 'erk' prunes large matrices more.",
+        "Unstructured only: which weights are ranked together. 'global' ranks all matrices "
+        "together, 'layer' prunes every one alike, 'erk' prunes large ones more. The method has "
+        "'layer' if it names none.",
     )
     layer_sparsities: list[str] | None = _option(
         "Unstructured only: 'EXPRESSION=SPARSITY' for the weights whose names match a regular "

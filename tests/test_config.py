@@ -119,7 +119,10 @@ GOOD = [
     *({"sparsity": 0.9, "ramp": name} for name in RAMPS),
     *({"sparsity": 0.9, "criterion": name} for name in CRITERIA),
     *({"sparsity": 0.9, "levels": name} for name in LEVELS),
-    *({"sparsity": 0.9, "recompute": name, "reset_ratio": 1.0} for name in RECOMPUTE[:-1]),
+    *(
+        {"method": "cyclical", "sparsity": 0.9, "recompute": name, "reset_ratio": 1.0}
+        for name in RECOMPUTE[:-1]
+    ),
     *({"sparsity": 0.9, "method": name} for name in METHODS if name != "hold"),
     {"method": "hold", "targets": ["query"], "ema_decay": 0.9},
     {"sparsity": 0.9, "ema_decay": 0},
@@ -155,12 +158,21 @@ def test_a_config_builds_what_it_says(options):
 
 
 def test_what_is_given_goes_before_the_methods_settings_and_these_before_the_defaults():
-    plan = PruningConfig(method="rising", sparsity=0.9, reset_ratio=0.6).plan
-    assert plan == Plan(levels="rising", ramp_ratio=0.3, reset_ratio=0.6)
+    plan = PruningConfig(method="gradual_restarts", sparsity=0.9, ramp_ratio=0.6).plan
+    assert plan == Plan(levels="rising", ramp_ratio=0.6, reset_ratio=1.0)
+
+
+def test_the_default_is_one_that_cycles_and_the_papers_method_is_the_papers():
+    plan = PruningConfig(sparsity=0.9).plan
+    schedule = PruningConfig(sparsity=0.9).build_schedule(1000)
+    assert any(schedule.sparsity_at(e + 1) < schedule.sparsity_at(e) for e in schedule.edges[1:-1])
+    assert (plan.criterion, plan.scope, plan.pruned_weights) == ("fisher", "global", "stored")
+    assert not PruningConfig(sparsity=0.9).restarts_lr
+    assert PruningConfig("cyclical", sparsity=0.9).plan == Plan()
 
 
 def test_a_value_that_is_false_or_zero_is_given_too():
-    plan = PruningConfig(sparsity=0.9, lr_restarts=False, reset_ratio=0.0).plan
+    plan = PruningConfig("cyclical", sparsity=0.9, lr_restarts=False, reset_ratio=0.0).plan
     assert plan == Plan(lr_restarts=False, reset_ratio=0.0)
 
 
@@ -184,7 +196,14 @@ def test_the_sparsity_of_nm_is_exact_whatever_was_rounded():
 
 def test_more_cycles_than_steps_are_refused_when_the_steps_are_known():
     with pytest.raises(ValueError, match=r"num_cycles must not exceed .*\(3\); got 4"):
-        PruningConfig(sparsity=0.9).build_schedule(3)
+        PruningConfig(sparsity=0.9, num_cycles=4).build_schedule(3)
+
+
+@pytest.mark.parametrize("total_steps", [1, 2, 3, 5])
+def test_a_run_of_a_few_steps_has_as_many_cycles_as_it_can(total_steps):
+    schedule = PruningConfig(sparsity=0.9).build_schedule(total_steps)
+    assert schedule.num_cycles == min(total_steps, 4)
+    assert schedule.sparsity_at(total_steps) == 0.9
 
 
 def test_every_option_explains_itself():

@@ -32,6 +32,18 @@ def test_the_model_has_the_demanded_zeros_and_the_report_counts_them(tiny_bert, 
             assert torch.equal(pruned, parameter)
 
 
+def test_the_default_method_stands_for_one_shot_pruning(tiny_bert):
+    """Its own criterion averages over a training, and says so where it is asked for."""
+    default, one_shot = tiny_bert(), tiny_bert()
+    prune_(default, PruningConfig(sparsity=0.5))
+    prune_(one_shot, PruningConfig("one_shot", sparsity=0.5))
+    for name, weight in default.state_dict().items():
+        assert torch.equal(weight, one_shot.state_dict()[name])
+    for asked in ({"method": "fisher"}, {"criterion": "fisher"}):
+        with pytest.raises(ValueError, match="'fisher', which averages over optimizer steps"):
+            prune_(tiny_bert(), PruningConfig(sparsity=0.5, **asked))
+
+
 def test_the_smallest_magnitudes_of_each_matrix_are_gone(tiny_bert):
     model, dense = tiny_bert(), tiny_bert()
     prune_(model, PruningConfig(sparsity=0.75))

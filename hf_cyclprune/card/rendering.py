@@ -126,7 +126,7 @@ def _config_code(config: PruningConfig) -> str:
     """Write the config as Python: its method, and all options that are not the default.
 
     >>> _config_code(PruningConfig(pattern="2:4"))
-    "PruningConfig(method='cyclical', pattern='2:4')"
+    "PruningConfig(method='rising', pattern='2:4')"
     """
     defaults = {f.name: f.default for f in fields(PruningConfig)}
     options = [

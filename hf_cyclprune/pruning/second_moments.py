@@ -63,8 +63,11 @@ class SecondMoments:
     def of(self, name: str, rows: slice) -> Tensor:
         """Return v of some rows of a target, shaped as they are.
 
+        A weight that has had no gradient, such as that of an expert that no token has reached or of
+        a layer that was dropped in all steps, has 0: the loss does not depend on it so far.
+
         Raises:
-            ValueError: no gradient of this weight was seen.
+            ValueError: no weight has had one.
         """
         found = self._of_optimizer(name)
         if found is not None:
@@ -74,10 +77,12 @@ class SecondMoments:
             return moment[rows] / (1.0 - beta**num_steps)
         if name in self.own:
             return self.own[name][rows] / (1.0 - BETA ** self.num_steps[name])
+        if self.is_known:
+            return torch.zeros_like(self.shards[name].weight[rows], dtype=torch.float32)
         raise ValueError(
-            f"The criterion needs the mean squared gradient of every target weight, but no step "
-            f"was taken with '{name}'. Use criterion='magnitude', give the pruner the optimizer, "
-            "or leave this weight out with ignore=."
+            "The criterion needs the mean squared gradient of the target weights, but no step was "
+            f"taken, not with '{name}' either. Use criterion='magnitude', or give the pruner the "
+            "optimizer, or each step's gradients with before_update."
         )
 
 

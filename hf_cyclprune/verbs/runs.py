@@ -22,6 +22,8 @@ def _methods() -> None:
         settings = ", ".join(f"{key}={value!r}" for key, value in method.settings.items())
         print(f"{name}: {method.title}{paper}")
         print(f"  sparsity: {method.formula}")
+        if method.finding is not None:
+            print(f"  found: {method.finding}")
         print(f"  settings: {settings or 'the defaults'}\n")
     defaults = ", ".join(f"{key}={value!r}" for key, value in vars(Plan()).items())
     print(f"Other settings, in every method: {defaults}")

@@ -56,7 +56,7 @@ RECORD = RunRecord(
 FULL = Card(
     model_name="sst2-80",
     report=make_report(cycles=CYCLES),
-    config=PruningConfig(sparsity=0.8, num_cycles=2),
+    config=PruningConfig("cyclical", sparsity=0.8, num_cycles=2),
     record=RECORD,
     repo_id="lab/sst2-80",
     model_class="BertForSequenceClassification",

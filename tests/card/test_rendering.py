@@ -228,6 +228,8 @@ def test_the_card_of_every_method_names_it_and_cites_its_paper(name):
     assert f"PruningConfig(method='{name}'" in text
     assert "Settings that differ" not in words
     assert method.sentence.partition("{")[0] in words
+    assert ("In the measurements in this library's README" in words) == bool(method.finding)
+    assert (method.finding or "") in words
     told = words.partition(" Training ")[2].partition(" The weights are those")[0]
     assert told
     assert re.search(r"0\.\d|[{}]|None", told) is None

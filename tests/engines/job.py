@@ -214,7 +214,7 @@ def train(case, folder):
     )
     watcher = ZerosStay()
     rows = [{**r, "labels": r["input_ids"]} for r in ROWS] if kind == "llama" else ROWS
-    config = {"num_cycles": 2, **case.get("config", {})}
+    config = {"method": "cyclical", "num_cycles": 2, **case.get("config", {})}
     if "pattern" not in config:
         config["sparsity"] = 0.8
     trainer = PruningTrainer(
@@ -262,7 +262,7 @@ def check_loop():
         mask, read = pruner.masks[name], read_by_forward(shard)
         mask = mask if read.shape == mask.shape else shard.gather(mask)
         assert not read[~mask].any(), name
-        assert read[mask].any(), name
+        assert read[mask].any() or not mask.any(), name  # all of a matrix may be pruned
 
 
 def check_saved(trainer, path):

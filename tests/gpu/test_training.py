@@ -31,7 +31,7 @@ def test_the_zeros_are_exact_in_every_precision_with_every_optimizer(
     pattern, precision, optimizer, accumulation, new_trainer, assert_exact_in_file
 ):
     args = {**PRECISIONS[precision], **OPTIMIZERS[optimizer]}
-    config = PruningConfig(num_cycles=3, **PATTERNS[pattern])
+    config = PruningConfig("cyclical", num_cycles=3, **PATTERNS[pattern])
     trainer = new_trainer(config, gradient_accumulation_steps=accumulation, **args)
     before = trainer.model.classifier.weight.detach().clone()
     trainer.train()
@@ -45,7 +45,7 @@ def test_the_zeros_are_exact_in_every_precision_with_every_optimizer(
 def test_a_step_that_overflows_keeps_the_zeros_and_at_an_edge_the_reset_waits(
     pattern, optimizer, new_trainer, assert_exact_in_file, device
 ):
-    config = PruningConfig(num_cycles=3, **PATTERNS[pattern])
+    config = PruningConfig("cyclical", num_cycles=3, **PATTERNS[pattern])
     trainer = new_trainer(config, fp16=True, **OPTIMIZERS[optimizer])
     trainer.accelerator.scaler = torch.amp.GradScaler(device.type, init_scale=2.0**10)
     trainer.model.classifier.weight.register_hook(
@@ -131,7 +131,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(
 ):
     def run(folder, resume=None, interrupt=None):
         trainer = new_trainer(
-            PruningConfig(num_cycles=3, **PATTERNS[pattern]),
+            PruningConfig("cyclical", num_cycles=3, **PATTERNS[pattern]),
             model=tiny_bert(hidden_size=64, attn_implementation="eager"),
             output_dir=str(tmp_path / folder),
             save_strategy="steps",

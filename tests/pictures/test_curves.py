@@ -74,7 +74,7 @@ def test_the_evaluation_of_the_saved_weights_is_marked():
 
 
 def test_a_long_plan_is_thinned_but_its_edges_are_kept():
-    config = PruningConfig(sparsity=0.9, num_cycles=3)
+    config = PruningConfig("cyclical", sparsity=0.9, num_cycles=3)
     run = run_of("a", config, total_steps=1_000_000)
     (axes,) = draw_schedule(run).axes
     points = dict(labelled(axes, "planned"))

@@ -23,7 +23,7 @@ def run(kind, **options):
     model = nn.Linear(8, 8, bias=False)
     weight, target = model.weight, torch.randn(8, 8)
     optimizer = OPTIMIZERS[kind][0](model.parameters())
-    config = PruningConfig(sparsity=0.75, num_cycles=2, targets=["."], **options)
+    config = PruningConfig("cyclical", sparsity=0.75, num_cycles=2, **options)
     pruner = config.build_pruner({"weight": weight}, 8, optimizer)
     seen = []
     for t in range(1, 9):

@@ -290,7 +290,7 @@ def test_a_floor_counts_whole_matrices_however_many_rows_are_scored_at_a_time(mo
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"min_density": 0.05}, "min_density must come with scope='global'"),
+        ({"min_density": 0.05, "scope": "layer"}, "min_density must come with scope='global'"),
         ({"min_density": 0.2, "scope": "global"}, r"at most 0\.1.*got 0\.2"),
         ({"min_density": -1, "scope": "global"}, r"min_density must be in \[0, 1\]"),
     ],

@@ -25,7 +25,7 @@ CYCLES = (
 )
 
 
-CYCLICAL = PruningConfig(sparsity=0.8, num_cycles=4)
+CYCLICAL = PruningConfig("cyclical", sparsity=0.8, num_cycles=4)
 
 
 def log(config, total_steps, every=10, evaluate=20):

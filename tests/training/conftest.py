@@ -5,7 +5,7 @@ from transformers import TrainerCallback
 
 from hf_cyclprune import PruningConfig, PruningTrainer
 
-CONFIG = PruningConfig(sparsity=0.8, num_cycles=4)  # cycles of 10 steps, climbs of 8
+CONFIG = PruningConfig("cyclical", sparsity=0.8, num_cycles=4)  # cycles of 10 steps, climbs of 8
 
 
 def density_metric(trainer_of):

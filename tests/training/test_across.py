@@ -7,7 +7,7 @@ from transformers import trainer as trainer_module
 from hf_cyclprune import PruningConfig, PruningTrainer
 from hf_cyclprune.training.across import _not_loading, engine_of, written_by
 
-CONFIG = PruningConfig(sparsity=0.8, num_cycles=4, eval_cycle_ends=True)
+CONFIG = PruningConfig("cyclical", sparsity=0.8, num_cycles=4, eval_cycle_ends=True)
 ARGS = {
     "max_steps": 8,
     "save_strategy": "steps",

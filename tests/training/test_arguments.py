@@ -83,4 +83,4 @@ def test_what_the_arguments_alone_show_is_refused_before_there_is_a_model(
     arguments, options, words
 ):
     with pytest.raises(ValueError, match=words):
-        PruningArguments(**arguments(sparsity=0.5, **options))
+        PruningArguments(**arguments(method="cyclical", sparsity=0.5, **options))

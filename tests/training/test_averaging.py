@@ -15,7 +15,7 @@ from hf_cyclprune.pruning.schedules import Schedule
 from hf_cyclprune.training.averaging import WeightAverage, first_fixed_step
 
 # Two cycles of 20 steps: the last climb ends at step 37.
-CONFIG = PruningConfig(sparsity=0.8, num_cycles=2, ema_decay=0.7)
+CONFIG = PruningConfig("cyclical", sparsity=0.8, num_cycles=2, ema_decay=0.7)
 FIRST = 37
 FIXED = Schedule(0.5, 10, ramp_ratio=0.0)
 
@@ -82,7 +82,7 @@ def test_it_begins_where_the_masks_are_fixed():
     assert first_fixed_step(CONFIG.build_schedule(40)) == FIRST
     assert first_fixed_step(PruningConfig(method="hold").build_schedule(40, 0.5)) == 1
     for options in ({"ramp_ratio": 1.0}, {"recompute": "always", "interval_steps": 1}):
-        config = PruningConfig(sparsity=0.8, num_cycles=2, **options)
+        config = PruningConfig("cyclical", sparsity=0.8, num_cycles=2, **options)
         with pytest.raises(ValueError, match=r"ema_decay must .*step, 40\. Lower ramp_ratio"):
             first_fixed_step(config.build_schedule(40))
 
@@ -140,7 +140,7 @@ def test_evaluations_and_checkpoints_inside_have_the_weights_of_their_step(train
 
 
 def test_a_best_model_that_is_loaded_stays(watched):
-    config = PruningConfig(sparsity=0.8, num_cycles=4, ema_decay=0.7)
+    config = PruningConfig("cyclical", sparsity=0.8, num_cycles=4, ema_decay=0.7)
     watch = Weights()
     trainer = watched(pruning_config=config, callbacks=[watch])
     assert not trainer.pruning_run.is_averaged

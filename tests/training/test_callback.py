@@ -13,7 +13,7 @@ from hf_cyclprune import (
 )
 from hf_cyclprune.training.callback import with_callback
 
-CONFIG = PruningConfig(sparsity=0.8, num_cycles=2, lr_restarts=False)
+CONFIG = PruningConfig("cyclical", sparsity=0.8, num_cycles=2, lr_restarts=False)
 
 
 def test_a_stock_trainer_ends_at_the_exact_sparsity(train):
@@ -63,14 +63,14 @@ def test_micro_batches_do_not_advance_the_schedule(train):
 
 
 def test_it_warns_once_that_the_learning_rate_does_not_restart(train):
-    config = PruningConfig(sparsity=0.8, num_cycles=2)
+    config = PruningConfig("cyclical", sparsity=0.8, num_cycles=2)
     with pytest.warns(UserWarning, match="does not restart") as caught:
         train(Trainer, callbacks=[PruningCallback(config)])
     assert sum("does not restart" in str(w.message) for w in caught) == 1
 
 
 def test_it_is_silent_when_the_learning_rate_restarts_by_our_function(train, tiny_bert):
-    config = PruningConfig(sparsity=0.8, num_cycles=2)
+    config = PruningConfig("cyclical", sparsity=0.8, num_cycles=2)
     model = tiny_bert()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     scheduler = get_restarting_scheduler("linear", optimizer, config.build_schedule(40))

@@ -20,7 +20,7 @@ from hf_cyclprune import PruningConfig, PruningTrainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:The targets are:UserWarning")  # experts
 
-CONFIG = PruningConfig(sparsity=0.5, num_cycles=2, lr_restarts=False)
+CONFIG = PruningConfig("cyclical", sparsity=0.5, num_cycles=2, lr_restarts=False)
 SIZES = {
     "hidden_size": 16,
     "num_hidden_layers": 2,

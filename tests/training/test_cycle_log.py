@@ -60,10 +60,13 @@ def test_the_console_shows_one_line_for_each_cycle_with_the_numbers_of_the_repor
 ):
     trainer = run(kind, EVALUATED)
     first, second = report_of(trainer).cycles
-    at = f"sparsity {first.sparsity:.2%}, eval_accuracy"
+    one, two = (
+        f"sparsity {cycle.sparsity:.2%}, eval_accuracy {cycle.metrics['eval_accuracy']:.4f}"
+        for cycle in (first, second)
+    )
     assert cycle_lines(capsys.readouterr().out) == [
-        f"cycle 1 of 2 ended at step 20: {at} {first.metrics['eval_accuracy']:.4f}",
-        f"cycle 2 of 2 ended at step 40: {at} {second.metrics['eval_accuracy']:.4f}; recovered "
+        f"cycle 1 of 2 ended at step 20: {one}",
+        f"cycle 2 of 2 ended at step 40: {two}; recovered "
         f"{second.recovered_share_at_edge:.2%} at the edge, {second.recovered_share_at_end:.2%} at "
         f"the end; mask changed by {second.mask_change:.2%}",
     ]
@@ -90,7 +93,7 @@ def test_the_line_follows_the_evaluation_and_precedes_what_comes_next(run, kind,
 def test_a_run_of_one_cycle_shows_one_line_at_its_end_and_nothing_of_recovery(run, kind, capsys):
     run(kind, PruningConfig(sparsity=0.8, num_cycles=1))
     (line,) = cycle_lines(capsys.readouterr().out)
-    assert line == "cycle 1 of 1 ended at step 40: sparsity 80.08%"
+    assert line == "cycle 1 of 1 ended at step 40: sparsity 80.00%"
 
 
 def test_a_second_run_shows_its_lines_again(run, capsys):
@@ -149,7 +152,7 @@ args = TrainingArguments(
     "out", use_cpu=True, max_steps=40, per_device_train_batch_size=2, save_strategy="no",
     report_to=[], per_device_eval_batch_size=2, logging_steps=7,
 )
-config = PruningConfig(sparsity=0.8, num_cycles=4, eval_cycle_ends=True)
+config = PruningConfig("cyclical", sparsity=0.8, num_cycles=4, eval_cycle_ends=True)
 PruningTrainer(model, args, train_dataset=rows, eval_dataset=rows, pruning_config=config).train()
 """
 
@@ -278,7 +281,7 @@ def test_the_evaluations_survive_a_checkpoint_of_that_very_step(run, tmp_path):
 
 def test_the_log_entry_of_a_cycles_end_holds_its_shares_and_no_other_does(run):
     args = {"logging_steps": 7, "eval_strategy": "steps", "eval_steps": 10}
-    trainer = run("trainer", PruningConfig(sparsity=0.8, num_cycles=4), args=args)
+    trainer = run("trainer", PruningConfig("cyclical", sparsity=0.8, num_cycles=4), args=args)
     training = logged(trainer, "loss")
     assert sorted(training) == sorted({7, 14, 21, 28, 35} | {10, 20, 30, 40})
     assert set(logged(trainer, "mask_change")) == {20, 30, 40}

@@ -9,7 +9,8 @@ from transformers import TrainerCallback
 from hf_cyclprune import PruningArguments, PruningConfig, PruningTrainer
 from hf_cyclprune.files import CYCLE_TEACHER_NAME
 
-OPTIONS = {"sparsity": 0.5, "num_cycles": 2, "teacher": "last_cycle", "teacher_hardness": 0.75}
+PRUNING = {"sparsity": 0.5, "num_cycles": 2, "scope": "layer"}
+OPTIONS = {**PRUNING, "teacher": "last_cycle", "teacher_hardness": 0.75}
 STEPS = 16  # two cycles of 8
 
 
@@ -56,9 +57,7 @@ def test_the_end_of_a_cycle_teaches_the_next_one(run, train):
         for name, weight in watch.end_of_first.items():
             assert torch.equal(teacher[name], weight), name
     plain = train(
-        PruningTrainer,
-        args={"max_steps": STEPS},
-        pruning_config=PruningConfig(sparsity=0.5, num_cycles=2),
+        PruningTrainer, args={"max_steps": STEPS}, pruning_config=PruningConfig(**PRUNING)
     )
     names = [n for n, w in plain.model.state_dict().items() if "query.weight" in n]
     for name in names:

@@ -3,7 +3,7 @@ from transformers import Trainer
 
 from hf_cyclprune import PruningConfig, PruningTrainer
 
-CONFIG = PruningConfig(sparsity=0.8, num_cycles=4)  # cycles of 10 steps, climbs of 8
+CONFIG = PruningConfig("cyclical", sparsity=0.8, num_cycles=4)  # cycles of 10 steps, climbs of 8
 
 
 def test_an_evaluation_again_counts_and_one_of_other_data_does_not_replace_it(train, examples):

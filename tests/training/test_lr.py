@@ -91,7 +91,7 @@ def test_the_peak_of_the_restarts_can_shrink():
 
 
 def test_the_option_for_shrinking_peaks_reaches_the_trainers_schedule(train):
-    config = PruningConfig(sparsity=0.8, num_cycles=4, restart_decay=0.5)
+    config = PruningConfig("cyclical", sparsity=0.8, num_cycles=4, restart_decay=0.5)
     trainer = train(PruningTrainer, args={"logging_steps": 1}, pruning_config=config)
     used = [entry["learning_rate"] for entry in trainer.state.log_history if "loss" in entry]
     assert used[10:20] == pytest.approx([rate / 2 for rate in used[:10]])

@@ -145,12 +145,12 @@ def settings(folder, **options):
 
 def check(model, pattern, folder, load):
     """Count the zeros in memory, and compare the weights with those that are read again."""
-    for weight in find_targets(model).values():
-        zeros = weight == 0
-        if pattern == "2:4":
-            assert (zeros.view(-1, 4).sum(-1) == 2).all()
-        else:
-            assert zeros.sum() == round(0.8 * zeros.numel())
+    weights = list(find_targets(model).values())
+    if pattern == "2:4":
+        assert all(((weight == 0).view(-1, 4).sum(-1) == 2).all() for weight in weights)
+    else:
+        num_zeros = sum(int((weight == 0).sum()) for weight in weights)
+        assert num_zeros == round(0.8 * sum(weight.numel() for weight in weights))
     read = load(str(folder)).state_dict()
     assert all(torch.equal(read[name], weight) for name, weight in model.state_dict().items())
 

@@ -131,7 +131,7 @@ def test_pruned_weights_are_zero_and_as_many_as_due_after_every_step(
         "max_grad_norm": 1.0 if number % 2 else 0.0,
         "label_smoothing_factor": 0.1 if number % 3 else 0.0,
     }
-    config = PruningConfig(num_cycles=2, lr_restarts=False, **PATTERNS[pattern])
+    config = PruningConfig("cyclical", num_cycles=2, lr_restarts=False, **PATTERNS[pattern])
     _, pruner, watch = prune(config, precision, split, **args)
     assert pruner.is_at_target
     assert sorted(watch.num_pruned) == [*range(1, NUM_STEPS + 1)]
@@ -143,8 +143,20 @@ def test_pruned_weights_are_zero_and_as_many_as_due_after_every_step(
         assert weight.dtype == (torch.bfloat16 if precision == "pure bf16" else torch.float32)
 
 
-def test_the_saved_file_of_fp16_training_holds_the_zeros(train, tmp_path):
+@pytest.mark.parametrize(("precision", "optimizer"), zip(PRECISIONS, OPTIMIZERS, strict=True))
+@pytest.mark.parametrize("split", SPLITS)
+def test_the_default_method_is_exact_after_every_step_too(prune, precision, optimizer, split):
     config = PruningConfig(sparsity=0.8, num_cycles=2)
+    _, pruner, watch = prune(config, precision, split, optim=optimizer)
+    assert pruner.is_at_target
+    assert not any(watch.pending.values())
+    assert watch.num_pruned[NUM_STEPS] == [
+        round(0.8 * sum(w.numel() for w in pruner.targets.values()))
+    ]
+
+
+def test_the_saved_file_of_fp16_training_holds_the_zeros(train, tmp_path):
+    config = PruningConfig("cyclical", sparsity=0.8, num_cycles=2)
     args = {"max_steps": NUM_STEPS, "fp16": True}
     trainer = train(Scaled, args=args, pruning_config=config)
     trainer.save_model(tmp_path)
@@ -155,7 +167,7 @@ def test_the_saved_file_of_fp16_training_holds_the_zeros(train, tmp_path):
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_the_masks_do_not_depend_on_how_a_batch_is_split(prune, pattern):
-    config = PruningConfig(num_cycles=2, lr_restarts=False, **PATTERNS[pattern])
+    config = PruningConfig("cyclical", num_cycles=2, lr_restarts=False, **PATTERNS[pattern])
     (_, _, whole), (_, _, split) = (prune(config, split=n, optim="sgd") for n in SPLITS)
     assert whole.num_pruned == split.num_pruned
     num_equal = 0
@@ -180,7 +192,7 @@ OVERFLOWS = {
 def test_a_skipped_step_keeps_the_zeros_and_defers_a_reset(prune, place, optimizer):
     skipped = OVERFLOWS[place]
     clip = 1.0 if optimizer == "adamw_torch" else 0.0
-    config = PruningConfig(sparsity=0.8, num_cycles=2, lr_restarts=False)
+    config = PruningConfig("cyclical", sparsity=0.8, num_cycles=2, lr_restarts=False)
     args = {"optim": optimizer, "max_grad_norm": clip, "lr_scheduler_type": "constant"}
     _, pruner, watch = prune(config, "fp16", 3, skipped, **args)
     assert pruner.is_at_target
@@ -234,7 +246,7 @@ def memory(pruner):
 @pytest.mark.parametrize("optimizer", ["adamw_torch_fused", "sgd"])
 @pytest.mark.parametrize("what", SEEN)
 def test_what_is_observed_is_not_scaled_where_nothing_clips(prune, what, optimizer):
-    config = PruningConfig(sparsity=0.8, num_cycles=2, lr_restarts=False, **SEEN[what])
+    config = PruningConfig("cyclical", sparsity=0.8, num_cycles=2, lr_restarts=False, **SEEN[what])
     clipped, free = (
         memory(prune(config, "fp16", optim=optimizer, max_grad_norm=norm)[1]) for norm in (1e9, 0.0)
     )
@@ -248,7 +260,7 @@ def test_what_is_observed_is_not_scaled_where_nothing_clips(prune, what, optimiz
 def test_a_skipped_step_is_not_observed(prune, optimizer, clip):
     """Of one run of eight steps, the averages hold the five that were taken."""
     criteria = {"criterion": "fisher", "regrowth": "benefit", "regrowth_at": "edges"}
-    config = PruningConfig(sparsity=0.8, num_cycles=1, **criteria)
+    config = PruningConfig("cyclical", sparsity=0.8, num_cycles=1, **criteria)
     args = {"optim": optimizer, "max_grad_norm": clip, "lr_scheduler_type": "constant"}
     _, pruner, watch = prune(config, "fp16", 1, {1, 2, 4}, **args)
     assert {t for t, pending in watch.pending.items() if pending} == {1, 2}, "nothing is known yet"

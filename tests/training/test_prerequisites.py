@@ -9,7 +9,7 @@ from transformers import TrainingArguments
 
 from hf_cyclprune import PruningConfig, PruningTrainer
 
-CONFIG = PruningConfig(sparsity=0.8, num_cycles=4)  # cycles of 10 steps, climbs of 8
+CONFIG = PruningConfig("cyclical", sparsity=0.8, num_cycles=4)  # cycles of 10 steps, climbs of 8
 CONFIG_OF_ONE = PruningConfig(sparsity=0.8, num_cycles=1)
 
 
@@ -17,7 +17,7 @@ def test_a_schedule_that_cannot_restart_is_refused_at_construction(tiny_bert, ar
     args = TrainingArguments(**arguments(lr_scheduler_type="cosine_with_restarts"))
     with pytest.raises(ValueError, match=r"lr_scheduler_type .*lr_restarts=False"):
         PruningTrainer(model=tiny_bert(), args=args, pruning_config=CONFIG)
-    config = PruningConfig(sparsity=0.8, lr_restarts=False)
+    config = PruningConfig("cyclical", sparsity=0.8, lr_restarts=False)
     PruningTrainer(model=tiny_bert(), args=args, pruning_config=config)
 
 
@@ -39,7 +39,9 @@ def test_a_scheduler_of_the_users_own_is_refused_unless_restarts_are_off(tiny_be
     options = {"model": model, "args": args, "optimizers": (optimizer, scheduler)}
     with pytest.raises(ValueError, match=r"optimizers must not hold a scheduler.*ConstantLR"):
         PruningTrainer(**options, pruning_config=CONFIG)
-    PruningTrainer(**options, pruning_config=PruningConfig(sparsity=0.8, lr_restarts=False))
+    PruningTrainer(
+        **options, pruning_config=PruningConfig("cyclical", sparsity=0.8, lr_restarts=False)
+    )
 
 
 def test_cycle_ends_without_data_to_evaluate_are_refused_before_training(train):

@@ -209,7 +209,7 @@ def test_create_model_card_alone_writes_a_card_and_asks_no_hub(hub, make, tmp_pa
     trainer.train()
     trainer.save_model()
     trainer.create_model_card(language="en")
-    assert "80.08%" in (tmp_path / "out" / "README.md").read_text()
+    assert "80.00%" in (tmp_path / "out" / "README.md").read_text()
     assert hub.requests == []
 
 

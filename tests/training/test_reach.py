@@ -41,7 +41,7 @@ def test_reach_is_unknown_for_optimizers_and_learning_rates_that_do_not_tell():
 
 def test_a_run_in_which_nothing_can_recover_says_so_before_it_starts_and_on_its_card(train):
     args = {"learning_rate": 1e-5}
-    config = PruningConfig(sparsity=0.8, num_cycles=4)
+    config = PruningConfig("cyclical", sparsity=0.8, num_cycles=4)
     with pytest.warns(UserWarning, match=r"can travel .* of the way to the smallest kept weight"):
         trainer = train(PruningTrainer, args=args, pruning_config=config)
     reach = trainer.pruning_run.history.reach

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import TrainingArguments
 
-from hf_cyclprune import PruningCallback, PruningConfig, PruningTrainer
+from hf_cyclprune import PruningCallback, PruningConfig, PruningTrainer, find_targets
 
 EDGE = 21  # two cycles of 20 steps
 
@@ -28,7 +28,7 @@ class Watch(PruningCallback):
 
 
 def watched_config(**options):
-    return PruningConfig(sparsity=0.8, num_cycles=2, **options)
+    return PruningConfig("cyclical", sparsity=0.8, num_cycles=2, **options)
 
 
 def trainer_for(tiny_bert, arguments, examples, callback, **args):
@@ -104,3 +104,22 @@ def test_with_a_step_skipped_for_an_overflow_the_reset_waits(tiny_bert, argument
     assert trainer.accelerator.scaler.get_scale() < 2.0**10, "one step was skipped"
     assert_top_returned(callback, trainer.pruner, EDGE + 1)
     assert trainer.sparsity_report().is_at_target
+
+
+@pytest.mark.parametrize("method", [PruningConfig.method, "fisher", "swap", "cyclical_stored"])
+def test_a_weight_that_never_has_a_gradient_goes_first(train, tiny_bert, method):
+    """As an expert that no token reaches, or a layer that is dropped in every step."""
+    model = tiny_bert()
+    spare = torch.nn.Linear(16, 16)
+    model.bert.encoder.layer[0].output.spare = spare
+    config = PruningConfig(method, sparsity=0.8)
+    trainer = train(PruningTrainer, model=model, pruning_config=config)
+    assert trainer.sparsity_report().is_at_target
+    assert not spare.weight.any()
+
+
+def test_a_criterion_of_gradients_without_any_gradient_is_refused(tiny_bert):
+    model = tiny_bert()
+    pruner = PruningConfig(sparsity=0.8).build_pruner(find_targets(model), total_steps=1)
+    with pytest.raises(ValueError, match=r"no step was taken.*before_update"):
+        pruner.step(1)

@@ -95,7 +95,9 @@ def assert_same(one, other):
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("kind", ["trainer", "callback"])
 def test_an_interrupted_run_ends_bit_identical(train, kind, pattern):
-    config = PruningConfig(num_cycles=2, lr_restarts=kind == "trainer", **PATTERNS[pattern])
+    config = PruningConfig(
+        "cyclical", num_cycles=2, lr_restarts=kind == "trainer", **PATTERNS[pattern]
+    )
     whole = run(train, kind, config)
     for step, save_steps in [(INSIDE_RAMP, 13), (ON_EDGE, 7), (IN_FINE_TUNING, 19)]:
         shutil.rmtree(folder_of(True), ignore_errors=True)
@@ -114,7 +116,9 @@ def test_a_reset_that_was_pending_happens_after_the_resume(train, kind, pattern,
     """Where the learning rate is 0 the reset waits, and the checkpoint of that step knows it."""
     monkeypatch.setattr(Trainer, "create_scheduler", _scheduler_with_a_pause)
     monkeypatch.setattr(PruningTrainer, "create_scheduler", _scheduler_with_a_pause)
-    config = PruningConfig(num_cycles=2, lr_restarts=kind == "trainer", **PATTERNS[pattern])
+    config = PruningConfig(
+        "cyclical", num_cycles=2, lr_restarts=kind == "trainer", **PATTERNS[pattern]
+    )
     whole = run(train, kind, config)
     with pytest.raises(ConnectionAbortedError):
         run(train, kind, config, interrupt=ON_EDGE, save_steps=7)
@@ -143,7 +147,9 @@ def _scheduler_with_a_pause(self, num_training_steps, optimizer=None):
 
 def test_a_reset_that_happened_late_is_accepted_by_the_callback(train, monkeypatch):
     monkeypatch.setattr(Trainer, "create_scheduler", _scheduler_with_a_pause)
-    config = PruningConfig(sparsity=0.8, num_cycles=2, lr_restarts=False, interval_steps=5)
+    config = PruningConfig(
+        "cyclical", sparsity=0.8, num_cycles=2, lr_restarts=False, interval_steps=5
+    )
     whole = run(train, "callback", config)
     with pytest.raises(ConnectionAbortedError):
         run(train, "callback", config, interrupt=ON_EDGE + 2, save_steps=23)
@@ -152,7 +158,7 @@ def test_a_reset_that_happened_late_is_accepted_by_the_callback(train, monkeypat
 
 
 def test_the_cycles_of_the_report_survive_the_resume(train):
-    config = PruningConfig(sparsity=0.8, num_cycles=2)
+    config = PruningConfig("cyclical", sparsity=0.8, num_cycles=2)
     whole = run(train, "trainer", config).sparsity_report()
     with pytest.raises(ConnectionAbortedError):
         run(train, "trainer", config, interrupt=INSIDE_RAMP, save_steps=13)
@@ -160,7 +166,7 @@ def test_the_cycles_of_the_report_survive_the_resume(train):
 
 
 def test_a_warmed_up_run_resumes_bit_identical(train):
-    config = PruningConfig(sparsity=0.8, num_cycles=2)
+    config = PruningConfig("cyclical", sparsity=0.8, num_cycles=2)
     whole = run(train, "trainer", config, warmup=3)
     with pytest.raises(ConnectionAbortedError):
         run(train, "trainer", config, warmup=3, interrupt=ON_EDGE, save_steps=7)
@@ -213,14 +219,14 @@ def cut_short(train, method, step):
     return config, folder_of(True) / f"checkpoint-{step}"
 
 
-@pytest.mark.parametrize("method", ["cyclical", "cyclical_stored", "swap", "wanda", "platon"])
+@pytest.mark.parametrize("method", ["cyclical", PruningConfig.method, "swap", "wanda", "platon"])
 def test_the_callback_resumes_what_zeros_alone_do_not_tell(train, method):
     config, _ = cut_short(train, method, INSIDE_RAMP)
     whole = run(train, "callback", config)
     assert_same(whole, run(train, "callback", config, resume=True))
 
 
-@pytest.mark.parametrize("method", ["cyclical_stored", "swap", "wanda", "platon"])
+@pytest.mark.parametrize("method", [PruningConfig.method, "swap", "wanda", "platon"])
 def test_the_callback_refuses_to_rebuild_what_zeros_do_not_tell(train, method):
     config, folder = cut_short(train, method, INSIDE_RAMP)
     (folder / STATE_NAME).unlink()
@@ -230,7 +236,7 @@ def test_the_callback_refuses_to_rebuild_what_zeros_do_not_tell(train, method):
 
 def test_the_callback_leaves_the_state_of_another_run_alone(train, tmp_path):
     """It may lie under the same name in output_dir, while the weights come from elsewhere."""
-    config, folder = cut_short(train, "cyclical_stored", INSIDE_RAMP)
+    config, folder = cut_short(train, PruningConfig.method, INSIDE_RAMP)
     elsewhere = folder.rename(tmp_path / "checkpoint-of-the-run")
     cut_short(train, "gradual", INSIDE_RAMP)
     (elsewhere / STATE_NAME).unlink()
@@ -239,17 +245,17 @@ def test_the_callback_leaves_the_state_of_another_run_alone(train, tmp_path):
 
 
 def test_the_callback_refuses_a_checkpoint_whose_zeros_are_not_the_schedules(train):
-    config = PruningConfig(sparsity=0.8, num_cycles=2, lr_restarts=False)
+    config = PruningConfig("cyclical", sparsity=0.8, num_cycles=2, lr_restarts=False)
     with pytest.raises(ConnectionAbortedError):
         run(train, "callback", config, interrupt=IN_FINE_TUNING, save_steps=19)
     forget_state(IN_FINE_TUNING)
-    other = PruningConfig(sparsity=0.7, num_cycles=2, lr_restarts=False)
+    other = PruningConfig("cyclical", sparsity=0.7, num_cycles=2, lr_restarts=False)
     with pytest.raises(ValueError, match=r"query\.weight' must hold 179 zeros .* got 205"):
         run(train, "callback", other, resume=True, save_steps=19)
 
 
 def test_a_checkpoint_of_the_callback_resumes_in_pruning_trainer(train):
-    config = PruningConfig(sparsity=0.8, num_cycles=2, lr_restarts=False)
+    config = PruningConfig("cyclical", sparsity=0.8, num_cycles=2, lr_restarts=False)
     whole = run(train, "callback", config)
     with pytest.raises(ConnectionAbortedError):
         run(train, "callback", config, interrupt=INSIDE_RAMP, save_steps=13)
@@ -258,27 +264,27 @@ def test_a_checkpoint_of_the_callback_resumes_in_pruning_trainer(train):
 
 
 def test_other_settings_warn_with_the_differences(train):
-    config = PruningConfig(sparsity=0.8, num_cycles=2)
+    config = PruningConfig("cyclical", sparsity=0.8, num_cycles=2)
     with pytest.raises(ConnectionAbortedError):
         run(train, "trainer", config, interrupt=INSIDE_RAMP, save_steps=13)
-    other = PruningConfig(sparsity=0.6, num_cycles=2)
+    other = PruningConfig("cyclical", sparsity=0.6, num_cycles=2)
     with pytest.warns(UserWarning, match=r"other settings.*sparsity 0\.8 -> 0\.6"):
         trainer = run(train, "trainer", other, resume=True, save_steps=13)
     assert trainer.sparsity_report().is_at_target
 
 
 def test_masks_of_another_model_are_refused(train, tiny_bert):
-    config = PruningConfig(sparsity=0.8, num_cycles=2)
+    config = PruningConfig("cyclical", sparsity=0.8, num_cycles=2)
     with pytest.raises(ConnectionAbortedError):
         run(train, "trainer", config, interrupt=INSIDE_RAMP, save_steps=13)
-    other = PruningConfig(sparsity=0.8, num_cycles=2, ignore=["query"])
+    other = PruningConfig("cyclical", sparsity=0.8, num_cycles=2, ignore=["query"])
     with pytest.raises(ValueError, match=r"masks are not those of the model's targets.*query"):
         run(train, "trainer", other, resume=True, save_steps=13)
 
 
 def test_the_state_is_on_disk_before_the_trainers_own(train, monkeypatch):
     """So a checkpoint with a trainer_state.json is complete."""
-    config = PruningConfig(sparsity=0.8, num_cycles=2)
+    config = PruningConfig("cyclical", sparsity=0.8, num_cycles=2)
     with pytest.raises(ConnectionAbortedError):
         run(train, "trainer", config, interrupt=INSIDE_RAMP, save_steps=13)
     folder = folder_of(True) / f"checkpoint-{INSIDE_RAMP}"

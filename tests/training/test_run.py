@@ -8,7 +8,7 @@ from transformers import Trainer, TrainerCallback
 
 from hf_cyclprune import CRITERIA, PruningCallback, PruningConfig, PruningTrainer
 
-CONFIG = PruningConfig(sparsity=0.8, num_cycles=4)  # cycles of 10 steps, climbs of 8
+CONFIG = PruningConfig("cyclical", sparsity=0.8, num_cycles=4)  # cycles of 10 steps, climbs of 8
 
 
 def best_args(**options):
@@ -25,7 +25,7 @@ def best_args(**options):
 
 def test_a_best_model_of_other_settings_is_forgotten(train, stop_at):
     args = best_args(load_best_model_at_end=True)
-    low = PruningConfig(sparsity=0.5, num_cycles=4)
+    low = PruningConfig("cyclical", sparsity=0.5, num_cycles=4)
     train(PruningTrainer, args=args, pruning_config=low, callbacks=[stop_at(15)])
     with pytest.warns(UserWarning, match=r"sparsity 0\.5 -> 0\.8"):
         trainer = train(PruningTrainer, args=args, pruning_config=CONFIG, resume=True)
@@ -33,7 +33,7 @@ def test_a_best_model_of_other_settings_is_forgotten(train, stop_at):
 
 
 def test_a_best_model_of_another_trainer_is_forgotten(train, stop_at):
-    config = PruningConfig(sparsity=0.8, num_cycles=4, lr_restarts=False)
+    config = PruningConfig("cyclical", sparsity=0.8, num_cycles=4, lr_restarts=False)
     callbacks = [PruningCallback(config), stop_at(25)]
     with pytest.warns(UserWarning, match="not at the target"):
         train(Trainer, args=best_args(), callbacks=callbacks)
@@ -57,10 +57,10 @@ def test_a_resume_past_the_last_pruning_step_still_reaches_the_target(
             if state.global_step == stop:
                 raise ConnectionAbortedError
 
-    one_cycle = PruningConfig(sparsity=0.8, num_cycles=1)
+    one_cycle = PruningConfig("cyclical", sparsity=0.8, num_cycles=1)
     with pytest.raises(ConnectionAbortedError):
         train(PruningTrainer, args=args, pruning_config=one_cycle, callbacks=[Crash()])
-    config = PruningConfig(sparsity=sparsity, num_cycles=1)
+    config = PruningConfig("cyclical", sparsity=sparsity, num_cycles=1)
     with pytest.warns(UserWarning, match="other settings"):
         trainer = train(
             PruningTrainer, args={**args, **changes}, pruning_config=config, resume=True
@@ -94,7 +94,7 @@ def test_ctrl_c_warns_once_that_the_model_is_off_target(train):
 
 
 def test_cycle_ends_that_are_evaluated_for_the_best_model_are_saved(train):
-    config = PruningConfig(sparsity=0.8, num_cycles=4, eval_cycle_ends=True)
+    config = PruningConfig("cyclical", sparsity=0.8, num_cycles=4, eval_cycle_ends=True)
     args = best_args(load_best_model_at_end=True, eval_steps=19, save_steps=19)
     trainer = train(PruningTrainer, args=args, pruning_config=config)
     assert trainer.state.best_model_checkpoint is not None

@@ -7,7 +7,7 @@ from transformers.trainer_callback import ExportableState
 
 from hf_cyclprune import PruningConfig, PruningTrainer
 
-CONFIG = PruningConfig(sparsity=0.8, num_cycles=4)  # cycles of 10 steps, climbs of 8
+CONFIG = PruningConfig("cyclical", sparsity=0.8, num_cycles=4)  # cycles of 10 steps, climbs of 8
 
 
 def test_off_target_evaluations_do_not_touch_patience_or_best_metric(watched):

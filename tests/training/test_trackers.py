@@ -49,7 +49,7 @@ def test_tensorboard_receives_every_value_at_its_step(train, tmp_path, monkeypat
         "tensorboard.backend.event_processing.event_accumulator"
     )
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "tb"))
-    config = PruningConfig(sparsity=0.8, num_cycles=4, eval_cycle_ends=True)
+    config = PruningConfig("cyclical", sparsity=0.8, num_cycles=4, eval_cycle_ends=True)
     args = {"report_to": ["tensorboard"], "logging_steps": 7}
     trainer = train(PruningTrainer, args=args, pruning_config=config)
     (folder,) = {path.parent for path in tmp_path.rglob("events.out.tfevents.*")}
@@ -84,7 +84,7 @@ args = TrainingArguments(
     logging_steps=7, learning_rate=1e-2,
     report_to=["trackio"], project="pruning", run_name="one", trackio_space_id=None,
 )
-config = PruningConfig(sparsity=0.8, num_cycles=4, eval_cycle_ends=True)
+config = PruningConfig("cyclical", sparsity=0.8, num_cycles=4, eval_cycle_ends=True)
 trainer = PruningTrainer(
     model, args, train_dataset=rows, eval_dataset=rows, pruning_config=config
 )

@@ -1,5 +1,6 @@
 import json
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,8 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from hf_cyclprune import PruningArguments, PruningCallback, PruningConfig, PruningTrainer, prune_
 from hf_cyclprune.reporting.folder import report_folder
 
-CONFIG = PruningConfig(sparsity=0.8, num_cycles=4)  # cycles of 10 steps, climbs of 8
+CONFIG = PruningConfig(sparsity=0.8, num_cycles=4)
+CYCLICAL = PruningConfig("cyclical", sparsity=0.8, num_cycles=4)  # 10 steps each, climbs of 8
 
 
 def zeros(model):
@@ -18,14 +20,14 @@ def zeros(model):
 
 
 def test_the_learning_rate_restarts_with_every_cycle(train):
-    trainer = train(PruningTrainer, args={"logging_steps": 1}, pruning_config=CONFIG)
+    trainer = train(PruningTrainer, args={"logging_steps": 1}, pruning_config=CYCLICAL)
     rates = [entry["learning_rate"] for entry in trainer.state.log_history if "loss" in entry]
     assert rates == pytest.approx([1e-2 * (1 - u / 10) for u in range(10)] * 4)
 
 
 def test_warmup_is_counted_per_cycle(train):
     args = {"logging_steps": 1, "warmup_steps": 0.2, "max_steps": 40}
-    trainer = train(PruningTrainer, args=args, pruning_config=CONFIG)
+    trainer = train(PruningTrainer, args=args, pruning_config=CYCLICAL)
     rates = [entry["learning_rate"] for entry in trainer.state.log_history if "loss" in entry]
     assert [rates[e] for e in (0, 10, 20, 30)] == [0.0] * 4
     assert [rates[e + 2] for e in (0, 10, 20, 30)] == pytest.approx([1e-2] * 4)
@@ -33,7 +35,7 @@ def test_warmup_is_counted_per_cycle(train):
 
 def test_a_warmup_longer_than_the_climb_is_refused(train):
     with pytest.raises(ValueError, match=r"warmup_steps must not outlast .* 8 .*got 9"):
-        train(PruningTrainer, args={"warmup_steps": 9}, pruning_config=CONFIG)
+        train(PruningTrainer, args={"warmup_steps": 9}, pruning_config=CYCLICAL)
 
 
 def test_every_log_entry_holds_sparsity_and_cycle(train):
@@ -59,7 +61,8 @@ def test_tensorboard_shows_sparsity_and_cycle(train, tmp_path, monkeypatch):
 
 
 def test_it_evaluates_and_saves_at_the_end_of_every_cycle_on_request(train):
-    config = PruningConfig(sparsity=0.8, num_cycles=4, eval_cycle_ends=True, save_cycle_ends=True)
+    ends = {"eval_cycle_ends": True, "save_cycle_ends": True}
+    config = PruningConfig("cyclical", sparsity=0.8, num_cycles=4, **ends)
     trainer = train(PruningTrainer, pruning_config=config)
     evaluated = [entry["step"] for entry in trainer.state.log_history if "eval_loss" in entry]
     assert evaluated == [10, 20, 30, 40]
@@ -95,7 +98,7 @@ def test_a_config_given_twice_is_refused(tiny_bert, arguments):
 
 
 def test_a_callback_that_is_passed_in_is_adopted(train):
-    trainer = train(PruningTrainer, callbacks=[PruningCallback(CONFIG)])
+    trainer = train(PruningTrainer, callbacks=[PruningCallback(CYCLICAL)])
     rates = [entry["learning_rate"] for entry in trainer.state.log_history if "loss" in entry]
     assert rates[:2] == rates[2:4] == rates[4:6]
     assert trainer.sparsity_report().is_at_target
@@ -148,10 +151,11 @@ def test_hyperparameter_search_varies_the_sparsity(tiny_bert, arguments, example
         assert count == pytest.approx(sparsity * 4096, abs=12)
 
 
-def test_a_user_sees_no_warning_in_a_plain_run(train):
+@pytest.mark.parametrize("config", [CONFIG, CYCLICAL], ids=["default", "cyclical"])
+def test_a_user_sees_no_warning_in_a_plain_run(train, config):
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        train(PruningTrainer, pruning_config=CONFIG)
+        train(PruningTrainer, pruning_config=config)
 
 
 def test_pruning_trainer_takes_the_positional_arguments_of_trainer(tiny_bert, arguments, examples):
@@ -214,9 +218,9 @@ def test_pruning_that_begins_after_construction_has_gate_and_loss_fix(
     args = cls(**arguments())
     trainer = PruningTrainer(tiny_bert(), args, train_dataset=examples, callbacks=[stop_at(5)])
     if way == "args.sparsity":
-        args.sparsity = 0.8
+        args.method, args.sparsity = "cyclical", 0.8
     else:
-        trainer.add_callback(PruningCallback(CONFIG))
+        trainer.add_callback(PruningCallback(CYCLICAL))
     assert trainer.model_accepts_loss_kwargs
     trainer.train()
     assert trainer.state.global_step == 10
@@ -242,9 +246,9 @@ def test_frozen_weights_are_not_held_against_the_run(train, tiny_bert, tmp_path)
     trainer.save_model(tmp_path / "saved")
     assert trainer.sparsity_report().is_at_target
     report = report_folder(tmp_path / "saved")
-    assert (report.num_zeros, report.is_at_target) == (1640, True)
+    assert (report.num_zeros, report.is_at_target) == (1638, True)
     with pytest.warns(UserWarning, match="frozen"):
-        assert prune_(model, CONFIG).is_at_target
+        assert prune_(model, replace(CONFIG, scope="global")).is_at_target
 
 
 def test_a_trainer_between_ours_and_transformers_keeps_its_arguments(
