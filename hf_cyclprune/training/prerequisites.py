@@ -66,8 +66,10 @@ def check_whole(shards: Shards) -> None:
         )
 
 
-def claim_weights(state: TrainerState, targets: Iterable[str]) -> None:
+def claim_weights(state: TrainerState, targets: Iterable[str]) -> int:
     """Note in the state of a training, which all its callbacks see, that one prunes these weights.
+
+    Returns how many have done so before.
 
     Raises:
         ValueError: another one prunes one of them too.
@@ -80,6 +82,9 @@ def claim_weights(state: TrainerState, targets: Iterable[str]) -> None:
                 "the callbacks, or divide the weights among them with targets= and ignore=."
             )
     claimed.update(targets)
+    number: int = vars(state).get("_num_pruned", 0)
+    vars(state)["_num_pruned"] = number + 1
+    return number
 
 
 def warn_of_low_precision(shards: Shards) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import TrainerState
 
 from hf_cyclprune.pruning.masks import unpack_mask
 from hf_cyclprune.pruning.pruner import Pruner
@@ -81,6 +82,19 @@ def is_at_target(pruner: Pruner, saved: PruningState) -> bool:
     schedule = pruner.schedule
     wanted = pruner.num_pruned if schedule.keeps_zeros else pruner.demand(schedule.sparsity)
     return found == wanted
+
+
+def forget_best_off_target(pruner: Pruner, state: TrainerState) -> None:
+    """Make the Trainer choose its best model anew if the old one is below this run's target.
+
+    It may be one of other settings, or of another Trainer.
+    """
+    if state.best_metric is None:
+        return
+    folder = state.best_model_checkpoint
+    saved = load_state(folder) if folder is not None else None
+    if saved is None or not is_at_target(pruner, saved):
+        state.best_metric = state.best_global_step = state.best_model_checkpoint = None
 
 
 def warn_of_changes(saved: PruningState, config: dict[str, Any], total_steps: int) -> bool:

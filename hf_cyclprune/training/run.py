@@ -32,7 +32,7 @@ from hf_cyclprune.training.reach import find_reach, warn_of_reach
 from hf_cyclprune.training.resume import (
     check_rebuildable,
     find_state,
-    is_at_target,
+    forget_best_off_target,
     masks_from_zeros,
     restore_masks,
     warn_of_changes,
@@ -51,6 +51,8 @@ class PruningRun:
     history: CycleHistory = field(default_factory=CycleHistory)
     average: WeightAverage | None = None
     teacher: CycleTeacher | None = None
+    number: int = 0
+    """How many runs of the same training, of other weights, have begun before it."""
 
     def __post_init__(self) -> None:
         self.counts = Counts(self.config, self.pruner.shards)
@@ -75,8 +77,9 @@ class PruningRun:
         check_engine(model)
         reshard(model)
         targets = find_targets(model, config.targets, config.ignore)
-        claim_weights(state, targets)
-        run = cls(config, config.build_pruner(targets, state.max_steps, optimizer), model)
+        number = claim_weights(state, targets)
+        pruner = config.build_pruner(targets, state.max_steps, optimizer)
+        run = cls(config, pruner, model, number=number)
         shards = run.pruner.shards
         check_finite(shards)
         warn_of_low_precision(shards)
@@ -119,6 +122,7 @@ class PruningRun:
         return not self.pruner.schedule.keeps_zeros
 
     def _resume(self, state: TrainerState, checkpoint: Path | None) -> None:
+        checkpoint = self._place_in(checkpoint) if checkpoint is not None else None
         saved, pruner = find_state(self.pruner, checkpoint), self.pruner
         if saved is not None:
             self._restore(saved)
@@ -134,24 +138,16 @@ class PruningRun:
             self.average.resume(checkpoint, state.global_step)
         if self.teacher is not None:
             self.teacher.resume(checkpoint, is_due=bool(self.history.cycles))
-        self._forget_best_off_target(state)
+        forget_best_off_target(pruner, state)
+
+    def _place_in(self, checkpoint: Path) -> Path:
+        """Return where in a checkpoint this run keeps its files."""
+        return checkpoint / f"pruning-{self.number + 1}" if self.number else checkpoint
 
     def _restore(self, saved: PruningState) -> None:
         restore_masks(self.pruner, saved)
         reference = parts_of_packed(saved.reference, self.pruner.shards)
         self.history = CycleHistory.from_dict(saved.history, reference)
-
-    def _forget_best_off_target(self, state: TrainerState) -> None:
-        """Make the Trainer choose its best model anew if the old one is below this run's target.
-
-        It may be one of other settings, or of another Trainer.
-        """
-        if state.best_metric is None:
-            return
-        folder = state.best_model_checkpoint
-        saved = load_state(folder) if folder is not None else None
-        if saved is None or not is_at_target(self.pruner, saved):
-            state.best_metric = state.best_global_step = state.best_model_checkpoint = None
 
     def begin_step(self, t: int) -> None:
         """Prepare the forward pass of optimizer step t, which may follow an evaluation."""
@@ -194,6 +190,7 @@ class PruningRun:
         average = self.average.wholes() if self.average is not None else {}
         if not is_writer:
             return
+        folder = self._place_in(folder)
         save_state(state, folder)
         if self.average is not None:
             self.average.save(folder, average)

@@ -244,6 +244,26 @@ def test_the_callback_leaves_the_state_of_another_run_alone(train, tmp_path):
         run(train, "callback", config, resume=str(elsewhere))
 
 
+@pytest.mark.parametrize("cls", [Trainer, PruningTrainer])
+def test_two_callbacks_resume_beside_each_other(train, cls):
+    """Each has its files, also where the first one is that of a `PruningTrainer`."""
+
+    def go(resume=None):
+        wanted = {"query": 0.8, "value": 0.5}
+        configs = [PruningConfig(sparsity=s, targets=[name]) for name, s in wanted.items()]
+        callbacks = [PruningCallback(config) for config in configs]
+        args = {"output_dir": str(folder_of(True)), "save_strategy": "steps"}
+        args["save_steps"] = INSIDE_RAMP
+        trainer = train(cls, args=args, callbacks=callbacks, resume=resume)
+        return trainer, [callback.pruner for callback in callbacks]
+
+    whole, pruners = go()
+    resumed, others = go(resume=str(folder_of(True) / f"checkpoint-{INSIDE_RAMP}"))
+    assert_same(whole, resumed)
+    for one, other in zip(pruners, others, strict=True):
+        assert all(torch.equal(mask, other.masks[name]) for name, mask in one.masks.items())
+
+
 def test_the_callback_refuses_a_checkpoint_whose_zeros_are_not_the_schedules(train):
     config = PruningConfig("cyclical", sparsity=0.8, num_cycles=2, lr_restarts=False)
     with pytest.raises(ConnectionAbortedError):
