@@ -40,17 +40,18 @@ class Row:
 
 
 THREE = (0, 1, 2)
+CYCLICAL = {"method": "cyclical", "sparsity": 0.8}
 REWIND = {"method": "gradual_restarts", "sparsity": 0.8}
 ROWS = [
     Row("sst2", "dense", 1500, seeds=THREE),
     Row("sst2", "gradual-80", 1500, {"method": "gradual", "sparsity": 0.8}, THREE),
     Row("sst2", "gradual-restarts-80", 1500, REWIND, THREE),
-    Row("sst2", "cyclical-80", 1500, {"sparsity": 0.8}, THREE),
-    Row("sst2", "cyclical-2of4", 1500, {"pattern": "2:4"}),
+    Row("sst2", "cyclical-80", 1500, CYCLICAL, THREE),
+    Row("sst2", "cyclical-2of4", 1500, {"method": "cyclical", "pattern": "2:4"}),
     Row("stsb", "dense", 900),
-    Row("stsb", "cyclical-80", 900, {"sparsity": 0.8}),
+    Row("stsb", "cyclical-80", 900, CYCLICAL),
     Row("mrpc", "dense", 690),
-    Row("mrpc", "cyclical-80", 690, {"sparsity": 0.8}),
+    Row("mrpc", "cyclical-80", 690, CYCLICAL),
 ]
 
 

@@ -44,8 +44,11 @@ ARMS: dict[str, tuple[dict[str, Any], float]] = {  # options, and the step size
     "pgd": ({"method": "pgd"}, 1.0),
     "pgd, step x 2.5": ({"method": "pgd"}, 2.5),
     "cyclical": ({"method": "cyclical"}, 1.0),
-    "swap": ({"method": "swap"}, 1.0),
-    "swap, magnitude": ({"method": "swap", "criterion": "magnitude"}, 1.0),
+    "swap": ({"method": "swap", "regrowth_ratio": 0.3}, 1.0),
+    "swap, magnitude": (
+        {"method": "swap", "regrowth_ratio": 0.3, "criterion": "magnitude"},
+        1.0,
+    ),
 }
 SIZE = 100  # of the planted vector
 

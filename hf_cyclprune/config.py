@@ -159,7 +159,7 @@ class PruningConfig(PruningOptions):
         removes them.
 
         Raises:
-            ValueError: more cycles than steps; n:m that does not fit a weight; no zeros to keep.
+            ValueError: `num_cycles` exceeds the steps; n:m does not fit a weight; no zeros to keep.
         """
         zeros = 0.0
         if self.target_sparsity is None:

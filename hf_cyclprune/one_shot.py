@@ -28,7 +28,8 @@ def prune_(
     Args:
         model: stays as it was if this fails.
         config: what to prune; of its method only criterion, scope and target matter. The default
-            method needs training for its criterion, and stands for "one_shot" here.
+            method needs training, and stands for "one_shot" here: by magnitude and each matrix
+            alike, unless criterion, scope or min_density say otherwise.
         calibration: batches of the model's keyword arguments, as a DataLoader gives them; some
             hundred sentences. They run through the model once for each of its blocks.
 
@@ -40,8 +41,9 @@ def prune_(
     targets = find_targets(model, config.targets, config.ignore)
     check_finite(Shards(targets))
     sparsity = _check_target(config)
-    if config.method == PruningConfig.method and config.criterion is None:
-        config = replace(config, method="one_shot")
+    if config.method == PruningConfig.method:
+        scope = config.scope or ("global" if config.min_density is not None else None)
+        config = replace(config, method="one_shot", scope=scope)
     pruner = config.build_pruner(targets, total_steps=config.plan.num_cycles)
     _check_criterion(pruner, config.plan.criterion, has_inputs=calibration is not None)
     errors: OutputErrors = {}

@@ -37,8 +37,8 @@ class PruningOptions:
     )
     scope: str | None = _option(
         "Unstructured only: which weights are ranked together. 'global' ranks all matrices "
-        "together, 'layer' prunes every one alike, 'erk' prunes large ones more. The method has "
-        "'layer' if it names none.",
+        "together, 'layer' prunes every one alike, 'erk' prunes large ones more. By "
+        "default the method decides: 'rising' ranks globally, most others in layers.",
     )
     layer_sparsities: list[str] | None = _option(
         "Unstructured only: 'EXPRESSION=SPARSITY' for the weights whose names match a regular "
@@ -51,7 +51,8 @@ class PruningOptions:
         f"How weights are scored; the lowest are pruned: {', '.join(CRITERIA)}."
     )
     num_cycles: int | None = _option(
-        "Number of climbs to the target sparsity. More cycles need a longer training."
+        "Number of climbs to the target sparsity, or of dips on one long climb. More cycles need a "
+        "longer training."
     )
     reset_ratio: float | None = _option(
         "Sparsity at the start of a later cycle, as a fraction of the sparsity before it. Raise it "
@@ -59,7 +60,8 @@ class PruningOptions:
     )
     ramp: str | None = _option(f"Shape of a climb: {', '.join(RAMPS)}.")
     ramp_ratio: float | None = _option(
-        "Share of a cycle in which it climbs; the rest is fine-tuning at a fixed mask."
+        "Share of a cycle in which it climbs. The rest is fine-tuning at a fixed mask, unless a "
+        "rising level still climbs."
     )
     levels: str | None = _option(
         f"What the cycles climb to: {', '.join(LEVELS)}. 'constant': the target; 'rising': one "

@@ -39,6 +39,9 @@ def test_the_default_method_stands_for_one_shot_pruning(tiny_bert):
     prune_(one_shot, PruningConfig("one_shot", sparsity=0.5))
     for name, weight in default.state_dict().items():
         assert torch.equal(weight, one_shot.state_dict()[name])
+    floor = prune_(tiny_bert(), PruningConfig(sparsity=0.5, min_density=0.45))
+    assert floor.num_zeros == 2048
+    assert max(weight.sparsity for weight in floor.weights) < 0.56
     for asked in ({"method": "fisher"}, {"criterion": "fisher"}):
         with pytest.raises(ValueError, match="'fisher', which averages over optimizer steps"):
             prune_(tiny_bert(), PruningConfig(sparsity=0.5, **asked))

@@ -70,10 +70,15 @@ class Card:
     def is_of_first_cycle(self) -> bool:
         """Whether the weights are from the first of several planned cycles."""
         step, total_steps = self.record.weights_step, self.record.total_steps
-        num_cycles = self.config.plan.num_cycles
-        if not step or not total_steps or num_cycles == 1:
+        if not step or not total_steps or self.num_cycles == 1:
             return False
-        return step <= cycle_edges(total_steps, num_cycles)[1]
+        return step <= cycle_edges(total_steps, self.num_cycles)[1]
+
+    @property
+    def num_cycles(self) -> int:
+        """The planned cycles of the run."""
+        total_steps, planned = self.record.total_steps, self.config.plan.num_cycles
+        return self.config.num_cycles or min(planned, total_steps or planned)
 
     @property
     def patterns(self) -> list[str]:

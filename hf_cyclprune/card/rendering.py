@@ -90,12 +90,14 @@ def _method_words(card: Card) -> dict[str, object]:
     changed = {name: value for name, value in values.items() if value != getattr(own, name)}
     sentence = card.method.sentence
     named = {name for _, name, _, _ in Formatter().parse(sentence) if name is not None}
-    is_described = changed.keys() <= named | _BESIDE
-    if not is_described:
-        values = asdict(own)
+    beside = _BESIDE if own.criterion == Plan.criterion else _BESIDE - {"criterion"}
+    is_described = changed.keys() <= named | beside
+    is_measured = not changed and card.config.pattern == "unstructured"
+    values = {**values, "num_cycles": card.num_cycles} if is_described else asdict(own)
     shown = {n: ratio(value) if isinstance(value, float) else value for n, value in values.items()}
     return {
         "is_described": is_described,
+        "finding": card.method.finding if is_measured else None,
         "method_sentence": sentence.format_map(shown),
         "changed_settings": [f"`{name}={value!r}`" for name, value in changed.items()],
         "never_falls": _falls(own) and not _falls(plan),

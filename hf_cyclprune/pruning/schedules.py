@@ -176,11 +176,13 @@ class Schedule:
 
     def sparsity_at(self, t: int) -> float:
         """s(t) after optimizer step t in 1..T; exactly `sparsity` once the climb is over."""
+        if self.keeps_zeros:
+            return self.sparsity
         cycle = self.cycle(t)
         r = RAMPS[self.ramp](_position(t - 1 - self.edges[cycle], self.climb_length(cycle)))
         level = self._level(cycle, t)
-        if self.keeps_zeros or level == 0.0:
-            return self.sparsity * level
+        if level == 0.0:
+            return 0.0
         if cycle == 0:
             start = self._first / level
         else:

@@ -130,8 +130,9 @@ class WeightAverage:
         """
         if checkpoint is None and step >= self._first_step:
             raise ValueError(
-                "ema_decay must be left out to resume without a PruningTrainer; got a run with an "
-                f"average since step {self._first_step}. Use PruningTrainer, which saves it."
+                "ema_decay must be left out to resume from a checkpoint without the average; got a "
+                f"run with one since step {self._first_step}. PruningTrainer saves it with each "
+                "checkpoint, and PruningCallback with those in output_dir."
             )
         if checkpoint is None or not (checkpoint / AVERAGE_NAME).is_file():
             return

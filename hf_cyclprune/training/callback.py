@@ -9,7 +9,6 @@ from transformers import TrainerCallback
 from transformers import TrainerControl as Control
 from transformers import TrainerState as State
 from transformers import TrainingArguments as Args
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_cyclprune.checks import check_instance
 from hf_cyclprune.config import PruningConfig
@@ -20,6 +19,7 @@ from hf_cyclprune.training.cycle_log import show_line
 from hf_cyclprune.training.describe import trained_module
 from hf_cyclprune.training.health import check_weights, warn_if_off_target, warn_of_unfrozen
 from hf_cyclprune.training.lr import restarts
+from hf_cyclprune.training.resume import guess_checkpoint
 from hf_cyclprune.training.run import PruningRun
 
 
@@ -28,9 +28,9 @@ class PruningCallback(TrainerCallback):
 
     Used alone it cannot restart the learning rate, or choose a best model that is at the target
     sparsity; `PruningTrainer` adds these. It writes what a resumed run needs into the checkpoints
-    in `output_dir`, after the Trainer. From another one the masks are rebuilt from the zeros, if
-    these tell all that the method needs, and if their number is the one that the schedule demands.
-    SetFit's Trainer trains the body of its model: that is what is pruned there.
+    in `output_dir`, after the Trainer, but in no hyperparameter search. From others it rebuilds the
+    masks by the zeros, if these tell all that the method needs, and are as many as the schedule
+    demands. SetFit's Trainer trains the body of its model: that is what is pruned there.
 
     When a cycle has ended, and after its evaluation, the console shows one line on it; not with
     `logging_strategy="no"`, nor where transformers shows errors only (`log_level="error"`).
@@ -43,7 +43,8 @@ class PruningCallback(TrainerCallback):
 
     Raises:
         ValueError: no config or two, `load_best_model_at_end`; at the start of training, a model
-            that has no blocks or holds NaN, more cycles than steps, two callbacks for one weight.
+            that has no blocks or holds NaN, a `num_cycles` beyond the steps, two callbacks for one
+            weight.
     """
 
     def __init__(self, config: PruningConfig | None = None) -> None:
@@ -128,8 +129,11 @@ class PruningCallback(TrainerCallback):
             )
         model = trained_module(kwargs["model"], kwargs.get("st_model"))
         optimizer = kwargs.get("optimizer")
-        folder = self.resume_folder if self.is_in_pruning_trainer else folder_of(args, state)
-        self.run = PruningRun.start(config, model, args, state, folder, optimizer)
+        is_guess = not self.is_in_pruning_trainer
+        folder = guess_checkpoint(args, state) if is_guess else self.resume_folder
+        self.run = PruningRun.start(
+            config, model, args, state, folder, optimizer, is_guess=is_guess
+        )
         self.run.measure_reach(optimizer, kwargs.get("lr_scheduler"))
 
     def on_pre_optimizer_step(
@@ -187,9 +191,10 @@ class PruningCallback(TrainerCallback):
         if self.run is None or self.is_in_pruning_trainer:  # which checks and saves all itself
             return
         self.run.warn_if_unmasked()
-        folder = folder_of(args, state)
-        is_writer = args.should_save and folder.is_dir()
-        self.run.save(folder, state.global_step, is_writer=is_writer)
+        if not state.is_hyper_param_search:  # whose trials have folders of their own
+            folder = guess_checkpoint(args, state)
+            is_writer = args.should_save and folder.is_dir()
+            self.run.save(folder, state.global_step, is_writer=is_writer)
 
     def on_train_end(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         if self.run is None:
@@ -205,11 +210,6 @@ class PruningCallback(TrainerCallback):
         if not self.is_in_pruning_trainer:
             self.run.warn_if_unmasked()
         self.run.end()
-
-
-def folder_of(args: Args, state: State) -> Path:
-    """Return where a Trainer saves its checkpoint after the last optimizer step."""
-    return Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
 
 
 def find_callback(callbacks: Iterable[Any]) -> PruningCallback | None:

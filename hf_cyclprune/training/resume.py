@@ -1,5 +1,6 @@
 """The rules for resuming a run: which masks fit the model, the weights and the new settings."""
 
+import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,30 +8,40 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import TrainerState
+from transformers import TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_cyclprune.pruning.masks import unpack_mask
 from hf_cyclprune.pruning.pruner import Pruner
 from hf_cyclprune.pruning.snapshot import restore_snapshot, take_snapshot
-from hf_cyclprune.training.state import PruningState, load_state
+from hf_cyclprune.training.state import PruningState, load_state, place_in
 
 
-def find_state(pruner: Pruner, checkpoint: Path | None) -> PruningState | None:
-    """Read the pruning state in the checkpoint that the weights came from; None without one.
+def find_place(pruner: Pruner, checkpoint: Path | None, number: int, is_guess: bool) -> Path | None:
+    """Return where the files of a run are in a checkpoint; None without one.
 
-    The plain callback does not know that folder, but takes the one in output_dir that has its
-    name: so a state with masks in which a weight is pruned that is not zero is left alone. It
-    belongs to another run.
+    The plain callback does not know from where the weights were loaded, but guesses the folder in
+    output_dir that has the checkpoint's name. Another run may have left that: its files are not
+    those of a run in whose model a pruned weight is not zero.
     """
-    saved = load_state(checkpoint) if checkpoint is not None else None
-    if saved is None or saved.masks.keys() != pruner.masks.keys():
-        return saved
+    place = place_in(checkpoint, number) if checkpoint is not None else None
+    return place if place is None or not is_guess or _is_of_weights(pruner, place) else None
+
+
+def _is_of_weights(pruner: Pruner, place: Path) -> bool:
+    try:
+        saved = load_state(place)
+    except ValueError:
+        saved = None
+    sizes = {name: -(-math.prod(shape) // 8) for name, shape in pruner.shapes.items()}
+    if saved is None or {n: mask.numel() for n, mask in saved.masks.items()} != sizes:
+        return False
     is_other = torch.zeros((), dtype=torch.bool)
     for name, packed in saved.masks.items():
         shard = pruner.shards[name]
         is_kept = shard.part_of(unpack_mask(packed, pruner.shapes[name])).to(shard.weight.device)
         is_other |= ((shard.weight != 0) & ~is_kept).any().cpu()
-    return None if pruner.shards.ranks.any(is_other) else saved
+    return not pruner.shards.ranks.any(is_other)
 
 
 def restore_masks(pruner: Pruner, saved: PruningState) -> None:
@@ -71,6 +82,11 @@ def check_all_loaded(model: nn.Module, missing: Sequence[str], unexpected: Seque
             f" ({len(lost)} are missing, {len(unexpected)} are others). Resume with the model and "
             "the versions that wrote it, or begin a new run with from_pretrained(checkpoint)."
         )
+
+
+def guess_checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
+    """Return where a Trainer saves its checkpoint after the last optimizer step."""
+    return Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
 
 
 def is_at_target(pruner: Pruner, saved: PruningState) -> bool:

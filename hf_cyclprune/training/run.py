@@ -31,13 +31,13 @@ from hf_cyclprune.training.prerequisites import (
 from hf_cyclprune.training.reach import find_reach, warn_of_reach
 from hf_cyclprune.training.resume import (
     check_rebuildable,
-    find_state,
+    find_place,
     forget_best_off_target,
     masks_from_zeros,
     restore_masks,
     warn_of_changes,
 )
-from hf_cyclprune.training.state import PruningState, load_state, save_state
+from hf_cyclprune.training.state import PruningState, load_state, place_in, save_state
 from hf_cyclprune.training.teacher import LAST_CYCLE, TeacherOptions
 
 
@@ -66,10 +66,13 @@ class PruningRun:
         state: TrainerState,
         checkpoint: Path | None,
         optimizer: Optimizer | None = None,
+        *,
+        is_guess: bool = False,
     ) -> "PruningRun":
         """Begin a run or, if the Trainer's state has steps behind it, resume one.
 
-        A resumed run has its masks from the checkpoint or, where it has none, from the zeros.
+        A resumed run has its masks from the checkpoint or, where it has none, from the zeros. Where
+        the checkpoint `is_guess`, another run may have left it, whose files are not taken.
 
         Raises:
             ValueError: the model, the training engine or the checkpoint does not fit the config.
@@ -89,7 +92,7 @@ class PruningRun:
             check_whole(shards)
             run.teacher = CycleTeacher(model)
         if state.global_step > 0:
-            run._resume(state, checkpoint)
+            run._resume(state, checkpoint, is_guess)
         elif run.has_cycles:
             warn_of_zeros(shards)
         run.apply_masks_()
@@ -121,9 +124,10 @@ class PruningRun:
         """Whether the masks change at all; False where the run keeps the zeros it began with."""
         return not self.pruner.schedule.keeps_zeros
 
-    def _resume(self, state: TrainerState, checkpoint: Path | None) -> None:
-        checkpoint = self._place_in(checkpoint) if checkpoint is not None else None
-        saved, pruner = find_state(self.pruner, checkpoint), self.pruner
+    def _resume(self, state: TrainerState, checkpoint: Path | None, is_guess: bool) -> None:
+        pruner = self.pruner
+        place = find_place(pruner, checkpoint, self.number, is_guess)
+        saved = load_state(place) if place is not None else None
         if saved is not None:
             self._restore(saved)
             if warn_of_changes(saved, config_to_dict(self.config), pruner.schedule.total_steps):
@@ -135,14 +139,10 @@ class PruningRun:
             check_rebuildable(pruner)
             masks_from_zeros(pruner, state.global_step)
         if self.average is not None:
-            self.average.resume(checkpoint, state.global_step)
+            self.average.resume(place, state.global_step)
         if self.teacher is not None:
-            self.teacher.resume(checkpoint, is_due=bool(self.history.cycles))
+            self.teacher.resume(place, is_due=bool(self.history.cycles))
         forget_best_off_target(pruner, state)
-
-    def _place_in(self, checkpoint: Path) -> Path:
-        """Return where in a checkpoint this run keeps its files."""
-        return checkpoint / f"pruning-{self.number + 1}" if self.number else checkpoint
 
     def _restore(self, saved: PruningState) -> None:
         restore_masks(self.pruner, saved)
@@ -190,7 +190,7 @@ class PruningRun:
         average = self.average.wholes() if self.average is not None else {}
         if not is_writer:
             return
-        folder = self._place_in(folder)
+        folder = place_in(folder, self.number)
         save_state(state, folder)
         if self.average is not None:
             self.average.save(folder, average)

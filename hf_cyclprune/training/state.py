@@ -46,6 +46,11 @@ class PruningState:
     """What `take_snapshot` returned."""
 
 
+def place_in(checkpoint: Path, number: int) -> Path:
+    """Return where in a checkpoint a run keeps its files, before which `number` others began."""
+    return checkpoint / f"pruning-{number + 1}" if number else checkpoint
+
+
 def save_state(state: PruningState, folder: str | Path) -> Path:
     """Write the state into `folder`, which is created if needed; return the file's path."""
     path = Path(folder) / STATE_NAME

@@ -35,7 +35,7 @@ class PruningTrainer(Trainer):
     """A drop-in replacement for `Trainer` that prunes in cycles while it trains.
 
     What to prune comes from `pruning_config=` or `PruningArguments`; with neither it trains as
-    `Trainer` does. While it prunes, the learning rate runs its whole schedule in every cycle; log
+    `Trainer` does. While it prunes, the learning rate restarts if the method wants it; log
     entries hold sparsity and cycle; only evaluations at the target sparsity count for the best
     model and early stopping, which waits for the end of a cycle; checkpoints hold the masks and
     resume bit for bit (CPU, fp32, one process); pushes carry the report and a card. A `teacher`, a

@@ -57,7 +57,7 @@ def main() -> None:
     model = BertForSequenceClassification(BertConfig(num_attention_heads=12, **shape))
     ids = torch.randint(0, 30000, (2048, 32))
     data = [{"input_ids": row, "labels": int(row[0]) % 2} for row in ids]
-    pruning = TimedPruning(PruningConfig(sparsity=0.9, scope=options.scope))
+    pruning = TimedPruning(PruningConfig("cyclical", sparsity=0.9, scope=options.scope))
     steps = StepTimes()
     with tempfile.TemporaryDirectory() as folder:
         args = TrainingArguments(

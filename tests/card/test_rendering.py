@@ -235,6 +235,28 @@ def test_the_card_of_every_method_names_it_and_cites_its_paper(name):
     assert re.search(r"0\.\d|[{}]|None", told) is None
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"criterion": "magnitude"}, {"num_cycles": 20}, {"pattern": "2:4"}, {"lr_restarts": True}],
+    ids=str,
+)
+def test_what_was_found_about_a_method_is_said_of_nothing_else(options):
+    finding = METHODS["rising"].finding
+    assert finding in words_of(make_card(change(config=config_of("rising"))))
+    target = {} if "pattern" in options else {"sparsity": 0.8}
+    config = PruningConfig("rising", **target, **options)
+    words = words_of(make_card(change(config=config)))
+    assert finding not in words
+    assert ("With its own settings" in words) == ("criterion" in options)
+
+
+def test_a_run_of_fewer_steps_than_cycles_has_as_many():
+    steps = {"total_steps": 2, "weights_step": 2, "step": 2}
+    words = words_of(make_card(change(record=steps, config=config_of("rising"))))
+    assert "At the start of each of the 2 cycles" in words
+    assert "planned; these weights are from the first one" not in words
+
+
 def test_alternating_dense_and_sparse_phases_are_called_ac_dc_and_not_cyclical_pruning():
     text = make_card(change(config=config_of("ac_dc", num_cycles=2)))
     words = words_of(text)

@@ -68,7 +68,7 @@ class SlowTwin:
 
     def sparsity(self):
         if self.s.recompute == "never":
-            return self.level(self.c)
+            return self.s.sparsity
         target = self.level(self.c)
         if self.c > 0:
             start = self.s.reset_ratio * self.level(self.c - 1)

@@ -12,7 +12,7 @@ from hf_cyclprune import CRITERIA, METHODS, PruningCallback, PruningConfig, Prun
 from hf_cyclprune.files import STATE_NAME
 from hf_cyclprune.pruning.pruned_weights import PRUNED_WEIGHTS
 from hf_cyclprune.pruning.snapshot import take_snapshot
-from hf_cyclprune.training.state import load_state
+from hf_cyclprune.training.state import load_state, save_state
 
 # Two cycles of 20 steps, climbs of 16; with warm-up the edge, step 21, has a learning rate of 0.
 INSIDE_RAMP, ON_EDGE, IN_FINE_TUNING = 26, 21, 38
@@ -232,6 +232,32 @@ def test_the_callback_refuses_to_rebuild_what_zeros_do_not_tell(train, method):
     (folder / STATE_NAME).unlink()
     with pytest.raises(ValueError, match="also remembers values of pruned weights"):
         run(train, "callback", config, resume=True)
+
+
+def test_a_callback_whose_average_is_not_there_refuses_that_of_another_run(train, tmp_path):
+    config = PruningConfig("gradual", sparsity=0.8, ema_decay=0.9)
+    for folder in ("checkpoint-of-the-run", None):
+        with pytest.raises(ConnectionAbortedError):
+            run(train, "callback", config, interrupt=IN_FINE_TUNING, save_steps=IN_FINE_TUNING)
+        if folder is not None:
+            elsewhere = (folder_of(True) / f"checkpoint-{IN_FINE_TUNING}").rename(tmp_path / folder)
+            config = PruningConfig("gradual", sparsity=0.8, ema_decay=0.9, criterion="random")
+    config = PruningConfig("gradual", sparsity=0.8, ema_decay=0.9)
+    with pytest.raises(ValueError, match="to resume from a checkpoint without the average"):
+        run(train, "callback", config, resume=str(elsewhere))
+
+
+@pytest.mark.parametrize("change", ["damaged", "of another model"])
+def test_a_state_that_is_no_use_to_the_callback_is_left_alone(train, tmp_path, change):
+    config, folder = cut_short(train, "gradual", INSIDE_RAMP)
+    whole = run(train, "callback", config)
+    if change == "damaged":
+        (folder / STATE_NAME).write_bytes(b"cut short")
+    else:
+        state = load_state(folder)
+        state.masks = {name: mask[:-1] for name, mask in state.masks.items()}
+        save_state(state, folder)
+    assert_same(whole, run(train, "callback", config, resume=True))
 
 
 def test_the_callback_leaves_the_state_of_another_run_alone(train, tmp_path):
