@@ -172,7 +172,7 @@ def test_an_average_of_other_weights_or_without_a_file_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"average is not of .* at 'a'\. Resume with the same"):
         average.resume(tmp_path, 5)
     with pytest.raises(
-        ValueError, match=r"ema_decay must be left out .*step 1\. PruningTrainer saves"
+        ValueError, match=r"must be left out .*step 1\. PruningTrainer saves"
     ):
         average.resume(None, 5)
     average.save(tmp_path, {})
