@@ -171,9 +171,7 @@ def test_an_average_of_other_weights_or_without_a_file_is_refused(tmp_path):
     save_file({"a": torch.zeros(1)}, tmp_path / AVERAGE_NAME, metadata={"num_steps": "1"})
     with pytest.raises(ValueError, match=r"average is not of .* at 'a'\. Resume with the same"):
         average.resume(tmp_path, 5)
-    with pytest.raises(
-        ValueError, match=r"must be left out .*step 1\. PruningTrainer saves"
-    ):
+    with pytest.raises(ValueError, match=r"must be left out .*step 1\. PruningTrainer saves"):
         average.resume(None, 5)
     average.save(tmp_path, {})
     assert not (tmp_path / AVERAGE_NAME).exists(), "it was of other steps"
