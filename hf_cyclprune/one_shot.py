@@ -41,9 +41,7 @@ def prune_(
     targets = find_targets(model, config.targets, config.ignore)
     check_finite(Shards(targets))
     sparsity = _check_target(config)
-    if config.method == PruningConfig.method:
-        scope = config.scope or ("global" if config.min_density is not None else None)
-        config = replace(config, method="one_shot", scope=scope)
+    config = _without_training(config)
     pruner = config.build_pruner(targets, total_steps=config.plan.num_cycles)
     _check_criterion(pruner, config.plan.criterion, has_inputs=calibration is not None)
     errors: OutputErrors = {}
@@ -58,6 +56,13 @@ def prune_(
         output_errors=errors,
         parameters=model.parameters(),
     )
+
+
+def _without_training(config: PruningConfig) -> PruningConfig:
+    if config.method != PruningConfig.method:
+        return config
+    scope = config.scope or ("global" if config.min_density is not None else None)
+    return replace(config, method="one_shot", scope=scope)
 
 
 def _check_target(config: PruningConfig) -> float:
