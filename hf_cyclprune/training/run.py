@@ -71,8 +71,8 @@ class PruningRun:
     ) -> "PruningRun":
         """Begin a run or, if the Trainer's state has steps behind it, resume one.
 
-        A resumed run has its masks from the checkpoint or, where it has none, from the zeros. Where
-        the checkpoint `is_guess`, another run may have left it, whose files are not taken.
+        A resumed run has its masks from the checkpoint or, where it has none, from the zeros. One
+        that `is_guess` may be another run's.
 
         Raises:
             ValueError: the model, the training engine or the checkpoint does not fit the config.
@@ -83,20 +83,19 @@ class PruningRun:
         number = claim_weights(state, targets)
         pruner = config.build_pruner(targets, state.max_steps, optimizer)
         run = cls(config, pruner, model, number=number)
-        shards = run.pruner.shards
-        check_finite(shards)
-        warn_of_low_precision(shards)
+        check_finite(pruner.shards)
+        warn_of_low_precision(pruner.shards)
         if config.ema_decay is not None:
-            run.average = WeightAverage(model, config.ema_decay, run.pruner.schedule, optimizer)
+            run.average = WeightAverage(model, config.ema_decay, pruner.schedule, optimizer)
         if isinstance(args, TeacherOptions) and args.teacher == LAST_CYCLE:
-            check_whole(shards)
+            check_whole(pruner.shards)
             run.teacher = CycleTeacher(model)
         if state.global_step > 0:
             run._resume(state, checkpoint, is_guess)
         elif run.has_cycles:
-            warn_of_zeros(shards)
+            warn_of_zeros(pruner.shards)
         run.apply_masks_()
-        run.pruner.observation.watch(model)
+        pruner.observation.watch(model)
         return run
 
     def measure_reach(self, optimizer: object, lr_scheduler: object) -> None:
