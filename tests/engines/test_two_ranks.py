@@ -78,7 +78,10 @@ def can_resume(engine):
 
 def cases_of(engine):
     """All methods, the criteria that no method has, patterns, kinds of models, and resuming."""
-    methods = [{"name": m, "config": {"method": m}} for m in METHODS if m != "hold"]
+    names = [m for m in METHODS if m != "hold"]
+    if engine in ("zero1", "zero2"):  # one code for both: each trains with half of the methods
+        names = names[engine == "zero2" :: 2]
+    methods = [{"name": m, "config": {"method": m}} for m in names]
     criteria = [
         {"name": c, "config": {"criterion": c, "recompute": "always", "interval_steps": 1}}
         for c in ("taylor", "gradient", "random", "benefit")
