@@ -28,9 +28,9 @@ class PruningCallback(TrainerCallback):
 
     Used alone it cannot restart the learning rate, or choose a best model that is at the target
     sparsity; `PruningTrainer` adds these. It writes what a resumed run needs into the checkpoints
-    in `output_dir`, after the Trainer, but in no hyperparameter search. From others it rebuilds the
-    masks by the zeros, if these tell all that the method needs, and are as many as the schedule
-    demands. SetFit's Trainer trains the body of its model: that is what is pruned there.
+    in `output_dir`, after the Trainer, but in no search and with no `enable_jit_checkpoint`. From
+    others it rebuilds the masks by the zeros, if these tell all that the method needs, and are as
+    many as the schedule demands. SetFit's Trainer trains the body of its model: that is pruned.
 
     When a cycle has ended, and after its evaluation, the console shows one line on it; not with
     `logging_strategy="no"`, nor where transformers shows errors only (`log_level="error"`).
