@@ -9,16 +9,19 @@ os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import settings
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 from transformers.utils import logging
 
-settings.register_profile("same", derandomize=True)  # the same examples in every run
-settings.load_profile("same")
+if find_spec("hypothesis") is not None:  # the tests on a GPU do without
+    from hypothesis import settings
+
+    settings.register_profile("same", derandomize=True)  # the same examples in every run
+    settings.load_profile("same")
 
 NUM_EXAMPLES = 64
 

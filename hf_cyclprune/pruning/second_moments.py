@@ -77,7 +77,7 @@ class SecondMoments:
             return moment[rows] / (1.0 - beta**num_steps)
         if name in self.own:
             return self.own[name][rows] / (1.0 - BETA ** self.num_steps[name])
-        if self.is_known:
+        if self.own or any(self._of_optimizer(other) is not None for other in self.shards):
             return torch.zeros_like(self.shards[name].weight[rows], dtype=torch.float32)
         raise ValueError(
             "The criterion needs the mean squared gradient of the target weights, but no step was "

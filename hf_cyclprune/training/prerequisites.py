@@ -74,17 +74,15 @@ def claim_weights(state: TrainerState, targets: Iterable[str]) -> int:
     Raises:
         ValueError: another one prunes one of them too.
     """
-    claimed: set[str] = vars(state).setdefault("_pruned_weights", set())
+    claimed: list[set[str]] = vars(state).setdefault("_pruned_weights", [])
     for name in targets:
-        if name in claimed:
+        if any(name in others for others in claimed):
             raise ValueError(
                 f"A weight must not be pruned by two callbacks; got '{name}' twice. Drop one of "
                 "the callbacks, or divide the weights among them with targets= and ignore=."
             )
-    claimed.update(targets)
-    number: int = vars(state).get("_num_pruned", 0)
-    vars(state)["_num_pruned"] = number + 1
-    return number
+    claimed.append(set(targets))
+    return len(claimed) - 1
 
 
 def warn_of_low_precision(shards: Shards) -> None:

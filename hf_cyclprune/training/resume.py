@@ -17,24 +17,30 @@ from hf_cyclprune.pruning.snapshot import restore_snapshot, take_snapshot
 from hf_cyclprune.training.state import PruningState, load_state, place_in
 
 
-def find_place(pruner: Pruner, checkpoint: Path | None, number: int, is_guess: bool) -> Path | None:
-    """Return where the files of a run are in a checkpoint; None without one.
+def find_state(
+    pruner: Pruner, checkpoint: Path | None, number: int, is_guess: bool
+) -> tuple[Path | None, PruningState | None]:
+    """Return where the files of a run are in a checkpoint, and its state; None without them.
 
     The plain callback does not know from where the weights were loaded, but guesses the folder in
     output_dir that has the checkpoint's name. Another run may have left that: its files are not
     those of a run in whose model a pruned weight is not zero.
     """
-    place = place_in(checkpoint, number) if checkpoint is not None else None
-    return place if place is None or not is_guess or _is_of_weights(pruner, place) else None
-
-
-def _is_of_weights(pruner: Pruner, place: Path) -> bool:
+    if checkpoint is None:
+        return None, None
+    place = place_in(checkpoint, number)
+    if not is_guess:
+        return place, load_state(place)
     try:
         saved = load_state(place)
-    except ValueError:
+    except ValueError:  # damaged
         saved = None
+    return (place, saved) if saved is not None and _is_of_weights(pruner, saved) else (None, None)
+
+
+def _is_of_weights(pruner: Pruner, saved: PruningState) -> bool:
     sizes = {name: -(-math.prod(shape) // 8) for name, shape in pruner.shapes.items()}
-    if saved is None or {n: mask.numel() for n, mask in saved.masks.items()} != sizes:
+    if {name: mask.numel() for name, mask in saved.masks.items()} != sizes:
         return False
     is_other = torch.zeros((), dtype=torch.bool)
     for name, packed in saved.masks.items():

@@ -31,7 +31,7 @@ from hf_cyclprune.training.prerequisites import (
 from hf_cyclprune.training.reach import find_reach, warn_of_reach
 from hf_cyclprune.training.resume import (
     check_rebuildable,
-    find_place,
+    find_state,
     forget_best_off_target,
     masks_from_zeros,
     restore_masks,
@@ -125,8 +125,7 @@ class PruningRun:
 
     def _resume(self, state: TrainerState, checkpoint: Path | None, is_guess: bool) -> None:
         pruner = self.pruner
-        place = find_place(pruner, checkpoint, self.number, is_guess)
-        saved = load_state(place) if place is not None else None
+        place, saved = find_state(pruner, checkpoint, self.number, is_guess)
         if saved is not None:
             self._restore(saved)
             if warn_of_changes(saved, config_to_dict(self.config), pruner.schedule.total_steps):
