@@ -59,6 +59,7 @@ def prune_(
 
 
 def _without_training(config: PruningConfig) -> PruningConfig:
+    """Return what the default method, which needs training, stands for here."""
     if config.method != PruningConfig.method:
         return config
     scope = config.scope or ("global" if config.min_density is not None else None)

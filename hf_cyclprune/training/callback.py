@@ -16,10 +16,10 @@ from hf_cyclprune.pruning.pruner import Pruner
 from hf_cyclprune.reporting.report import SparsityReport
 from hf_cyclprune.training.arguments import READERS, PruningArguments
 from hf_cyclprune.training.cycle_log import show_line
+from hf_cyclprune.training.damage import checkpoint_folder
 from hf_cyclprune.training.describe import trained_module
 from hf_cyclprune.training.health import check_weights, warn_if_off_target, warn_of_unfrozen
 from hf_cyclprune.training.lr import restarts
-from hf_cyclprune.training.resume import guess_checkpoint
 from hf_cyclprune.training.run import PruningRun
 
 
@@ -130,7 +130,7 @@ class PruningCallback(TrainerCallback):
         model = trained_module(kwargs["model"], kwargs.get("st_model"))
         optimizer = kwargs.get("optimizer")
         is_guess = not self.is_in_pruning_trainer
-        folder = guess_checkpoint(args, state) if is_guess else self.resume_folder
+        folder = checkpoint_folder(args.output_dir, state) if is_guess else self.resume_folder
         self.run = PruningRun.start(
             config, model, args, state, folder, optimizer, is_guess=is_guess
         )
@@ -192,7 +192,7 @@ class PruningCallback(TrainerCallback):
             return
         self.run.warn_if_unmasked()
         if not state.is_hyper_param_search:  # whose trials have folders of their own
-            folder = guess_checkpoint(args, state)
+            folder = checkpoint_folder(args.output_dir, state)
             is_writer = args.should_save and folder.is_dir()
             self.run.save(folder, state.global_step, is_writer=is_writer)
 

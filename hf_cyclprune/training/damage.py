@@ -8,7 +8,6 @@ import shutil
 import warnings
 import zipfile
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from transformers import TrainingArguments
@@ -58,10 +57,9 @@ def newest_checkpoint(
     return None
 
 
-def checkpoint_folder(trainer: Any, trial: Any) -> Path:
+def checkpoint_folder(output_dir: object, state: TrainerState) -> Path:
     """Return the folder of the checkpoint that a Trainer saves after its last optimizer step."""
-    name = f"{PREFIX_CHECKPOINT_DIR}-{trainer.state.global_step}"
-    return Path(trainer._get_output_dir(trial=trial)) / name
+    return Path(str(output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
 
 
 def checkpoint_to_resume(args: TrainingArguments, wanted: str | bool | None) -> str | bool | None:

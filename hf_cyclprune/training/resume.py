@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import TrainerState, TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers import TrainerState
 
 from hf_cyclprune.pruning.masks import unpack_mask
 from hf_cyclprune.pruning.pruner import Pruner
@@ -88,11 +87,6 @@ def check_all_loaded(model: nn.Module, missing: Sequence[str], unexpected: Seque
             f" ({len(lost)} are missing, {len(unexpected)} are others). Resume with the model and "
             "the versions that wrote it, or begin a new run with from_pretrained(checkpoint)."
         )
-
-
-def guess_checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
-    """Return where a Trainer saves its checkpoint after the last optimizer step."""
-    return Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
 
 
 def is_at_target(pruner: Pruner, saved: PruningState) -> bool:

@@ -151,7 +151,7 @@ class PruningTrainer(Trainer):
         return not self.stop_gate.is_off_target and super()._determine_best_metric(metrics, trial)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        folder = checkpoint_folder(self, trial)
+        folder = checkpoint_folder(self._get_output_dir(trial=trial), self.state)
         self.stop_gate.is_preempted |= upstream.is_preempted(folder)
         if self.args.should_save:
             upstream.forget_state(folder)
