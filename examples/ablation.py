@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from experiment import Run, finish, mean_and_error, plot_means, print_table
+from experiment import Run, differences, finish, mean_and_error, plot_means, print_table
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
@@ -172,21 +172,18 @@ def show(runs: list[Run]) -> None:
     for sparsity in dict.fromkeys(run["sparsity"] for run in runs):
         here = [run for run in runs if run["sparsity"] == sparsity]
         arms = {arm: [r for r in here if r["arm"] == arm] for arm in ARMS}
-        gradual = {run["seed"]: final(run) for run in arms["gradual"]}
         rows = []
         for arm, group in arms.items():
             ends = zip(*(run["result"]["accuracy"] for run in group), strict=True)
             means = [f"{100 * statistics.mean(end):.2f}" for end in ends]
-            gaps = [final(run) - gradual[run["seed"]] for run in group if run["seed"] in gradual]
+            gaps = differences(group, arms["gradual"], final)
             if group:
                 rows.append([arm, *means[:-1], mean_and_error([*map(final, group)], 2)])
                 rows[-1] += [mean_and_error(gaps, 2), distances(group), recovered(group)]
         ends = [f"cycle {c + 1}" for c in range(here[0]["num_cycles"])]
         print(f"\nSparsity {100 * sparsity:g} %, accuracy in % on the test rows\n")
         print_table(["arm", *ends, "- gradual", "mask distance", "recovered, %"], rows)
-        frozen = {run["seed"]: final(run) for run in arms["frozen_restarts"]}
-        cyclical = [run for run in arms["cubic (cyclical)"] if run["seed"] in frozen]
-        gaps = [final(run) - frozen[run["seed"]] for run in cyclical]
+        gaps = differences(arms["cubic (cyclical)"], arms["frozen_restarts"], final)
         print(f"\nCyclical - frozen_restarts: {mean_and_error(gaps, 2)}")
 
 
@@ -210,21 +207,17 @@ def draw(runs: list[Run], path: Path) -> None:
     from hf_cyclprune.pictures.style import drawing, looks, new_figure, write_picture
 
     sparsities = sorted({run["sparsity"] for run in runs})
-    gradual = {(r["sparsity"], r["seed"]): final(r) for r in runs if r["arm"] == "gradual"}
     arms = [arm for arm in dict.fromkeys(run["arm"] for run in runs) if arm != "gradual"]
+
+    def group(arm: str, sparsity: float) -> list[Run]:
+        return [run for run in runs if (run["arm"], run["sparsity"]) == (arm, sparsity)]
+
     with drawing():
         figure = new_figure(3.4)
         axes = figure.subplots()
         axes.axhline(0, linewidth=0.7, color="#777b82")
         for i, (arm, look) in enumerate(zip(arms, looks(len(arms)), strict=True)):
-            gaps = [
-                [
-                    final(r) - gradual[s, r["seed"]]
-                    for r in runs
-                    if (r["arm"], r["sparsity"]) == (arm, s)
-                ]
-                for s in sparsities
-            ]
+            gaps = [differences(group(arm, s), group("gradual", s), final) for s in sparsities]
             x = [j + 0.05 * (i - len(arms) / 2) for j in range(len(sparsities))]
             plot_means(axes, x, gaps, look).set_label(arm)
         axes.set_xticks(range(len(sparsities)), [f"{100 * s:g}" for s in sparsities])

@@ -1,22 +1,23 @@
 """Compare methods at the same number of optimizer steps, with seeds, on a GLUE task.
 
     pip install "hf_cyclprune[demo,glue]"
-    python examples/compare_methods.py sst2 FOLDER RUNS.jsonl --sparsity 0.9 --seeds 0 1 2 \
+    python examples/compare_methods.py sst2 FOLDER RUNS.jsonl --seeds 0 1 2 \
+        --sparsity 0.8 0.9 --max_steps 500 1500 --picture compared.png \
         --arm magnitude method=gradual --arm fisher method=fisher --arm swap method=swap
 
 FOLDER holds train.parquet and validation.parquet with the columns of nyu-mll/glue. An arm is a name
 and options of PruningConfig; without any it trains the dense model. Each arm is trained with each
-seed and each learning rate, and evaluated on rows held out of the train split, for choices, and on
-the validation split, for the report. The runs share a GPU if there is one. Each adds one line to
-RUNS.jsonl; those that are there are not run again. At the end a table shows, for each arm at the
-learning rate with the best mean on the held-out rows, mean and standard error over the seeds, and
-the paired difference to the first arm.
+sparsity, number of steps, seed and learning rate, and evaluated on rows held out of the train
+split, for choices, and on the validation split, for the report. The runs share a GPU if there is
+one. Each adds one line to RUNS.jsonl; those that are there are not run again. At the end a table
+for each sparsity and number of steps shows, for each arm at the learning rate with the best mean on
+the held-out rows, mean and standard error over the seeds, and the paired difference to the first
+arm. An arm with an n:m pattern needs --sparsity 0.5 for 2:4, 0.75 for 1:4.
 """
 
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -26,7 +27,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from experiment import Run, append, key, mean_and_error, print_table, read
+from experiment import Run, append, key, read
+from method_tables import draw, show
 
 
 def parser_of_runs() -> argparse.ArgumentParser:
@@ -35,9 +37,7 @@ def parser_of_runs() -> argparse.ArgumentParser:
     parser.add_argument("task", help="sst2, mrpc, cola, rte, qnli, ...")
     parser.add_argument("folder", metavar="FOLDER", type=Path)
     parser.add_argument("out", metavar="RUNS.jsonl", type=Path)
-    parser.add_argument("--sparsity", type=float, default=0.9)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--max_steps", type=int, default=1500)
     parser.add_argument("--model", help="folder of an encoder; by default the demo's MiniLM")
     parser.add_argument("--num_layers", type=int, help="cut the model to its first layers")
     parser.add_argument("--num_train", type=int, default=40_000, help="train rows at most")
@@ -53,14 +53,17 @@ def parser_of_runs() -> argparse.ArgumentParser:
 
 def parse() -> argparse.Namespace:
     parser = parser_of_runs()
+    parser.add_argument("--sparsity", type=float, nargs="+", default=[0.9])
+    parser.add_argument("--max_steps", type=int, nargs="+", default=[1500])
     parser.add_argument("--arm", nargs="+", action="append", metavar=("NAME", "OPTION=VALUE"))
+    parser.add_argument("--picture", metavar="PNG", type=Path)
     parser.add_argument("--learning_rates", type=float, nargs="+", default=[3e-4])
     return parser.parse_args()
 
 
 def common_settings(options: argparse.Namespace) -> Run:
     """Return the settings that all runs share."""
-    names = ("task", "sparsity", "max_steps", "num_layers", "num_train", "num_held_out", "bf16")
+    names = ("task", "num_layers", "num_train", "num_held_out", "bf16")
     model = {"model": options.model} if options.model is not None else {}
     return {name: getattr(options, name) for name in names} | model
 
@@ -73,8 +76,11 @@ def wanted(options: argparse.Namespace) -> list[Run]:
     }
     return [
         common_settings(options)
+        | {"sparsity": sparsity, "max_steps": max_steps}
         | {"arm": name, "pruning": pruning, "seed": seed, "learning_rate": lr}
         for seed in options.seeds
+        for sparsity in options.sparsity
+        for max_steps in options.max_steps
         for lr in options.learning_rates
         for name, pruning in arms.items()
     ]
@@ -250,42 +256,14 @@ def main() -> None:
         return
     runs = wanted(options)
     done = finish_in_processes(runs, options)
-    show(done)
+    for sparsity in options.sparsity:
+        for max_steps in options.max_steps:
+            here = [r for r in done if (r["sparsity"], r["max_steps"]) == (sparsity, max_steps)]
+            print(f"\n{100 * sparsity:g} %, {max_steps} steps\n")
+            show(here)
+    if options.picture:
+        draw(done, options.picture)
     check_finished(runs, done)
-
-
-def show(runs: list[Run]) -> None:
-    """Print the table of the finished runs."""
-    arms = list(dict.fromkeys(run["arm"] for run in runs))
-    best = {arm: _best_of([run for run in runs if run["arm"] == arm]) for arm in arms}
-    rows = []
-    for arm, chosen in best.items():
-        first = {run["seed"]: _score(run) for run in best[arms[0]]}
-        gaps = [_score(run) - first[run["seed"]] for run in chosen if run["seed"] in first]
-        returned = [run["result"].get("returned_of_kept", 0.0) for run in chosen]
-        cells = [arm, f"{chosen[0]['learning_rate']:g}", str(len(chosen))]
-        cells += [
-            mean_and_error([_score(run) for run in chosen]),
-            mean_and_error(gaps) if arm != arms[0] else "",
-        ]
-        cells += [mean_and_error([_score(run, "validation") for run in chosen])]
-        cells += [f"{statistics.mean(returned):.2f}"]
-        rows.append(cells)
-    header = ("arm", "learning rate", "seeds", "held-out", "difference", "validation")
-    print_table([*header, "returned / kept"], rows)
-
-
-def _best_of(runs: list[Run]) -> list[Run]:
-    """Return the runs with the learning rate whose mean on held-out rows is highest."""
-    rates = {run["learning_rate"] for run in runs}
-    groups = [[run for run in runs if run["learning_rate"] == rate] for rate in rates]
-    return max(groups, key=lambda group: statistics.mean(map(_score, group)))
-
-
-def _score(run: Run, split: str = "held_out") -> float:
-    result = run["result"]
-    names = [n for n in result if n.startswith(f"{split}_") and not n.endswith("_loss")]
-    return float(result[names[0]])
 
 
 if __name__ == "__main__":

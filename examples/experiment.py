@@ -52,6 +52,14 @@ def mean_and_error(values: Sequence[float], digits: int = 4) -> str:
     return f"{statistics.mean(values):.{digits}f} ± {error:.{digits}f}"
 
 
+def differences(
+    runs: Sequence[Run], others: Sequence[Run], score: Callable[[Run], float]
+) -> list[float]:
+    """Return what each run scores more than the one of `others` with the same seed."""
+    by_seed = {run["seed"]: score(run) for run in others}
+    return [score(run) - by_seed[run["seed"]] for run in runs if run["seed"] in by_seed]
+
+
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a Markdown table."""
     for cells in (header, ["---"] * len(header), *rows):

@@ -32,10 +32,10 @@ from compare_methods import (
     common_settings,
     finish_in_processes,
     parser_of_runs,
-    show,
     train_and_evaluate,
 )
 from experiment import Run, key, mean_and_error, print_table
+from method_tables import show
 
 SOURCES: dict[str, dict[str, Any]] = {
     "dense": {},
@@ -56,6 +56,8 @@ MASKS = {  # name -> the run that it comes from, if any
 
 def parse() -> Any:
     parser = parser_of_runs()
+    parser.add_argument("--sparsity", type=float, default=0.9)
+    parser.add_argument("--max_steps", type=int, default=1500)
     parser.add_argument("--masks", nargs="+", choices=MASKS, default=list(MASKS), metavar="MASK")
     parser.add_argument("--learning_rate", type=float, default=3e-4)
     parser.add_argument("--long_steps", type=int, help="by default twice --max_steps")
@@ -67,7 +69,8 @@ def parse() -> Any:
 
 def wanted(options: Any) -> tuple[list[Run], list[Run]]:
     """Return the runs that masks come from, and those that train with them."""
-    common = common_settings(options) | {"learning_rate": options.learning_rate}
+    names = ("sparsity", "max_steps", "learning_rate")
+    common = common_settings(options) | {name: getattr(options, name) for name in names}
     long = {"max_steps": options.long_steps or 2 * options.max_steps}
     regrowth = {"num_batches": options.num_batches, "regrowth_steps": options.regrowth_steps}
     if options.regrowth_share is not None:

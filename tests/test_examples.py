@@ -89,6 +89,64 @@ def test_the_ablation_compares_arms_from_the_same_dense_network(script, tmp_path
     assert results["cubic (cyclical)"]["accuracy"][0] == results["frozen_restarts"]["accuracy"][0]
 
 
+def test_methods_are_compared_at_each_sparsity_and_number_of_steps(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("datasets", reason="the extra glue is not installed")
+    from tests.hub.repos import save_tiny_bert, write_tiny_glue
+
+    save_tiny_bert(tmp_path / "bert")
+    write_tiny_glue(tmp_path / "glue", num_rows=24)
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    import compare_methods
+    from experiment import append
+
+    def in_this_process(run, tokenized, options):
+        append(options.out, run, compare_methods.train(run, tokenized))
+
+    monkeypatch.setattr(compare_methods, "run_in_process", in_this_process)
+    out, picture = tmp_path / "runs.jsonl", tmp_path / "picture.png"
+    sizes = ("--model", tmp_path / "bert", "--num_layers", 1, "--num_held_out", 8, "--workers", 1)
+    grid = ("--sparsity", 0.5, 0.75, "--max_steps", 2, 3, "--picture", picture)
+    arms = ("--arm", "fisher", "method=fisher", "--arm", "ours", "num_cycles=2")
+    command = ("compare_methods.py", "sst2", tmp_path / "glue" / "sst2", out, *sizes, *grid, *arms)
+    monkeypatch.setattr("sys.argv", list(map(str, command)))
+    compare_methods.main()
+    runs = read_lines(out)
+    assert len({(run["arm"], run["sparsity"], run["max_steps"]) for run in runs}) == len(runs) == 8
+    for run in runs:
+        assert run["result"]["sparsity"] == pytest.approx(run["sparsity"], abs=1e-3)
+    printed = capsys.readouterr().out
+    for sparsity in (50, 75):
+        for steps in (2, 3):
+            assert f"{sparsity} %, {steps} steps\n" in printed
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+    compare_methods.main()
+    assert read_lines(out) == runs, "a finished run was made again"
+
+
+def test_differences_are_of_one_seed_each_at_the_best_learning_rate(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    from method_tables import show
+
+    scores = {  # arm, learning rate -> seeds 0 and 1
+        ("gradual", 1e-4): (0.1, 0.2),
+        ("gradual", 2e-4): (0.5, 0.9),
+        ("rising", 1e-4): (0.7, 0.9),
+        ("rising", 2e-4): (0.1, 0.95),
+    }
+    runs = [
+        {"arm": arm, "learning_rate": rate, "seed": seed}
+        | {"result": {"held_out_loss": 9.0, "held_out_f1": score, "validation_f1": score - 0.1}}
+        for (arm, rate), both in scores.items()
+        for seed, score in enumerate(both)
+    ]
+    show(runs)
+    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()]
+    assert rows[2][:5] == ["gradual", "0.0002", "2", "0.7000 ± 0.2000", ""]
+    assert rows[3][1:5] == ["0.0001", "2", "0.8000 ± 0.1000", "0.1000 ± 0.1000"]
+    assert rows[3][5] == "0.7000 ± 0.1000"
+
+
 def test_masks_are_transplanted_and_weights_returned(script, tmp_path, monkeypatch, capsys):
     pytest.importorskip("datasets", reason="the extra glue is not installed")
     from tests.hub.repos import save_tiny_bert, write_tiny_glue
