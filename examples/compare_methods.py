@@ -6,13 +6,17 @@
         --arm magnitude method=gradual --arm fisher method=fisher --arm swap method=swap
 
 FOLDER holds train.parquet and validation.parquet with the columns of nyu-mll/glue. An arm is a name
-and options of PruningConfig; without any it trains the dense model. Each arm is trained with each
-sparsity, number of steps, seed and learning rate, and evaluated on rows held out of the train
+and options of PruningArguments; without any it trains the dense model. Each arm is trained with
+each sparsity, number of steps, seed and learning rate, and evaluated on rows held out of the train
 split, for choices, and on the validation split, for the report. The runs share a GPU if there is
 one. Each adds one line to RUNS.jsonl; those that are there are not run again. At the end a table
 for each sparsity and number of steps shows, for each arm at the learning rate with the best mean on
 the held-out rows, mean and standard error over the seeds, and the paired difference to the first
 arm. An arm with an n:m pattern needs --sparsity 0.5 for 2:4, 0.75 for 1:4.
+
+A teacher that never saw the held-out rows: --arm dense --save_models MODELS, which writes
+MODELS/dense-0.9-1500-0.0003-0 (sparsity, steps, learning rate, seed), and then arms with
+teacher=MODELS/dense-0.9-1500-0.0003-0.
 """
 
 import argparse
@@ -48,6 +52,7 @@ def parser_of_runs() -> argparse.ArgumentParser:
     )
     # One run, in a process of its own: its settings as JSON, and the folder of the tokenized rows.
     parser.add_argument("--run", nargs=2, help=argparse.SUPPRESS)
+    parser.set_defaults(save_models=None)
     return parser
 
 
@@ -57,6 +62,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--max_steps", type=int, nargs="+", default=[1500])
     parser.add_argument("--arm", nargs="+", action="append", metavar=("NAME", "OPTION=VALUE"))
     parser.add_argument("--picture", metavar="PNG", type=Path)
+    parser.add_argument("--save_models", metavar="MODELS", type=Path)
     parser.add_argument("--learning_rates", type=float, nargs="+", default=[3e-4])
     return parser.parse_args()
 
@@ -123,9 +129,9 @@ def build_trainer(run: Run, tokenized: str, output_dir: str) -> Any:
     """Return the trainer of a run, with its model."""
     import datasets
     import torch
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainingArguments
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    from hf_cyclprune import PruningConfig, PruningTrainer
+    from hf_cyclprune import PruningArguments, PruningTrainer
     from hf_cyclprune.glue.metrics import score
     from hf_cyclprune.glue.tasks import get_task
 
@@ -144,13 +150,13 @@ def build_trainer(run: Run, tokenized: str, output_dir: str) -> Any:
         answers = answers[:, 0] if task.is_regression else answers.argmax(-1)
         return score(task, answers, prediction.label_ids)
 
-    pruning = dict(run["pruning"])
+    pruning = {"sparsity": run["sparsity"], **run["pruning"]} if run["pruning"] else {}
     # Rows of one length share a batch: otherwise two thirds of the tokens of SST-2 are padding.
     by_length: Run = {"train_sampling_strategy": "group_by_length"}
-    if "train_sampling_strategy" not in TrainingArguments.__dataclass_fields__:  # transformers 5.0
+    if "train_sampling_strategy" not in PruningArguments.__dataclass_fields__:  # transformers 5.0
         by_length = {"group_by_length": True}
-    args = TrainingArguments(
-        output_dir,
+    args = PruningArguments(
+        output_dir=output_dir,
         max_steps=run["max_steps"],
         per_device_train_batch_size=32,
         per_device_eval_batch_size=128,
@@ -164,6 +170,7 @@ def build_trainer(run: Run, tokenized: str, output_dir: str) -> Any:
         save_strategy="no",
         disable_tqdm=True,
         report_to=[],
+        **pruning,
     )
     return PruningTrainer(
         model,
@@ -171,9 +178,6 @@ def build_trainer(run: Run, tokenized: str, output_dir: str) -> Any:
         train_dataset=datasets.load_from_disk(tokenized)["train"],
         processing_class=AutoTokenizer.from_pretrained(source),
         compute_metrics=measure,
-        pruning_config=PruningConfig(**{"sparsity": run["sparsity"], **pruning})
-        if pruning
-        else None,
     )
 
 
@@ -197,8 +201,8 @@ def train_and_evaluate(trainer: Any, run: Run, tokenized: str) -> Run:
     return result
 
 
-def train(run: Run, tokenized: str) -> Run:
-    """Train one model and return what was measured."""
+def train(run: Run, tokenized: str, models: Path | None = None) -> Run:
+    """Train one model, save it if there is a folder for models, and return what was measured."""
     with tempfile.TemporaryDirectory() as output_dir:
         trainer = build_trainer(run, tokenized, output_dir)
         result = train_and_evaluate(trainer, run, tokenized)
@@ -208,6 +212,9 @@ def train(run: Run, tokenized: str) -> Run:
             result["sparsity"] = report.sparsity
             result["returned_of_kept"] = int(trainer.pruner.num_returned) / num_kept
             result["recovered_at_end"] = [c.recovered_share_at_end for c in report.cycles]
+        if models is not None:
+            parts = ("arm", "sparsity", "max_steps", "learning_rate", "seed")
+            trainer.save_model(str(models / "-".join(str(run[part]) for part in parts)))
     return result
 
 
@@ -216,6 +223,8 @@ def run_in_process(run: Run, tokenized: str, options: argparse.Namespace) -> Non
     command = [sys.executable, sys.argv[0], options.task, str(options.folder), str(options.out)]
     threads = str(max(1, (os.cpu_count() or 1) // options.workers))
     environment = {**os.environ, "OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
+    if options.save_models is not None:
+        command += ["--save_models", str(options.save_models)]
     done = subprocess.run(
         [*command, "--run", json.dumps(run), tokenized],
         env=environment,
@@ -252,7 +261,7 @@ def main() -> None:
     options = parse()
     if options.run:
         run, tokenized = options.run
-        print(json.dumps(train(json.loads(run), tokenized)))
+        print(json.dumps(train(json.loads(run), tokenized, options.save_models)))
         return
     runs = wanted(options)
     done = finish_in_processes(runs, options)

@@ -100,17 +100,22 @@ def test_methods_are_compared_at_each_sparsity_and_number_of_steps(tmp_path, mon
     from experiment import append
 
     def in_this_process(run, tokenized, options):
-        append(options.out, run, compare_methods.train(run, tokenized))
+        append(options.out, run, compare_methods.train(run, tokenized, options.save_models))
 
     monkeypatch.setattr(compare_methods, "run_in_process", in_this_process)
     out, picture = tmp_path / "runs.jsonl", tmp_path / "picture.png"
-    sizes = ("--model", tmp_path / "bert", "--num_layers", 1, "--num_held_out", 8, "--workers", 1)
+    models = tmp_path / "models"
+
+    def compare(*arguments):
+        sizes = ("--model", tmp_path / "bert", "--num_layers", 1, "--num_held_out", 8)
+        command = ("sst2", tmp_path / "glue" / "sst2", out, *sizes, "--workers", 1, *arguments)
+        monkeypatch.setattr("sys.argv", ["compare_methods.py", *map(str, command)])
+        compare_methods.main()
+        return read_lines(out)
+
     grid = ("--sparsity", 0.5, 0.75, "--max_steps", 2, 3, "--picture", picture)
-    arms = ("--arm", "fisher", "method=fisher", "--arm", "ours", "num_cycles=2")
-    command = ("compare_methods.py", "sst2", tmp_path / "glue" / "sst2", out, *sizes, *grid, *arms)
-    monkeypatch.setattr("sys.argv", list(map(str, command)))
-    compare_methods.main()
-    runs = read_lines(out)
+    grid = (*grid, "--arm", "fisher", "method=fisher", "--arm", "ours", "num_cycles=2")
+    runs = compare(*grid)
     assert len({(run["arm"], run["sparsity"], run["max_steps"]) for run in runs}) == len(runs) == 8
     for run in runs:
         assert run["result"]["sparsity"] == pytest.approx(run["sparsity"], abs=1e-3)
@@ -120,8 +125,15 @@ def test_methods_are_compared_at_each_sparsity_and_number_of_steps(tmp_path, mon
             assert f"{sparsity} %, {steps} steps\n" in printed
     assert picture.read_bytes().startswith(b"\x89PNG")
 
-    compare_methods.main()
-    assert read_lines(out) == runs, "a finished run was made again"
+    assert compare(*grid) == runs, "a finished run was made again"
+
+    small = ("--sparsity", 0.5, "--max_steps", 2, "--arm")
+    compare(*small, "dense", "--save_models", models)
+    teacher = models / "dense-0.5-2-0.0003-0"
+    taught = compare(*small, "taught", "method=fisher", f"teacher={teacher}")[-1]
+    (alone,) = (r for r in runs if (r["arm"], r["sparsity"], r["max_steps"]) == ("fisher", 0.5, 2))
+    assert taught["result"]["sparsity"] == alone["result"]["sparsity"]
+    assert taught["result"]["held_out_loss"] != alone["result"]["held_out_loss"]
 
 
 def test_differences_are_of_one_seed_each_at_the_best_learning_rate(monkeypatch, capsys):
