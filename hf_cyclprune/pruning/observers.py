@@ -1,12 +1,13 @@
 """The criteria that accumulate what they see at every optimizer step.
 
-Each keeps one or two fp32 numbers per target weight, in memory and in every checkpoint. The
+Each keeps one to three fp32 numbers per target weight, in memory and in every checkpoint. The
 gradient of a pruned weight is that of the loss at the sparse point. So a score can grow while its
 weight is pruned, if the weight's value is kept meanwhile (`pruned_weights="stored"`, "pretrained"
 or "latent").
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -17,17 +18,42 @@ from hf_cyclprune.pruning.criterion import Criterion, Rows, criterion
 @criterion("movement")
 @dataclass
 class Movement(Criterion):
-    """-sum over the steps of g w (Sanh et al. 2020, https://arxiv.org/abs/2005.07683, equation 3).
+    """Scores that Adam trains with the gradient g w (Sanh et al. 2020, equation 3).
 
-    High where the optimizer has moved a weight away from zero. For a pruned weight w is the value
-    that it would come back with; with `pruned_weights="zero"` its score stays what it was.
+    https://arxiv.org/abs/2005.07683: high where the optimizer has moved a weight away from zero.
+    The paper's equation is a plain sum of -g w; its experiments used Adam, with a learning rate of
+    0.01. Here a score starts at |w| / mean |w|, the mean over its matrix, where the paper has 0:
+    then the first masks would be noise, and a short run would never recover from them.
+
+    For a pruned weight w is the value that it would come back with; with `pruned_weights="zero"`
+    its score stays what it was, but for the momentum.
     """
 
+    learning_rate = 0.01
+    beta1 = 0.9
+    beta2 = 0.999
+    epsilon = 1e-8
+    means: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
+    """Name of a target -> mean of its |w| at the start."""
     observes = True
     is_elementwise = True
 
+    def attach(self, targets: Mapping[str, Tensor]) -> None:
+        for name, weight in targets.items():  # in double: the same for every layout and engine
+            self.means[name] = weight.detach().double().abs().mean().clamp(min=1e-12).float()
+
     def observe(self, name: str, weight: Tensor, gradient: Tensor) -> None:
-        self.remember("movement", name, weight).addcmul_(gradient, weight, value=-1.0)
+        is_first = name not in self.memory.get("movement", {})
+        score = self.remember("movement", name, weight)
+        if is_first:
+            score.copy_(weight.abs() / self.means[name])
+        steps = self.remember("num_steps", name, weight.new_zeros(())).add_(1)
+        now = gradient.float() * weight.float()
+        mean = self.remember("mean", name, weight).lerp_(now, 1.0 - self.beta1)
+        square = self.remember("square", name, weight).lerp_(now.square_(), 1.0 - self.beta2)
+        size = (square / (1.0 - self.beta2**steps)).sqrt_().add_(self.epsilon)
+        update = mean / (1.0 - self.beta1**steps)
+        score.addcdiv_(update, size, value=-self.learning_rate)
 
     def score(self, rows: Rows) -> Tensor:
         return self.remember("movement", rows.name, rows.weight)[rows.place]

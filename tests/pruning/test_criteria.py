@@ -32,6 +32,8 @@ def rows_of(weight, name="layer.weight"):
 
 
 def observed(criterion, weight, name="layer.weight"):
+    if criterion.observes:
+        criterion.attach({name: weight.detach()})
     criterion.observe_input(name, weight.detach().flip(0))
     if weight.grad is not None:
         criterion.observe(name, weight.detach(), weight.grad.nan_to_num(0.0, 0.0, 0.0))

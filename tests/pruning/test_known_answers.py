@@ -151,20 +151,26 @@ def test_greg_shrinks_the_pruned_values_faster_and_faster_until_they_are_gone():
     assert seen == pytest.approx([1.0, *expected[:-1]])
 
 
-def test_movement_scores_are_the_gradients_of_the_scores_by_autograd():
+def test_movement_scores_are_trained_by_adam_with_the_gradients_of_autograd():
     torch.manual_seed(0)
     weight, x = torch.randn(3, 4), torch.randn(5, 4)
-    criterion, summed = CRITERIA["movement"](), torch.zeros(3, 4)
-    for mask in (torch.rand(3, 4) > 0.5, torch.rand(3, 4) > 0.5):
+    criterion = CRITERIA["movement"]()
+    criterion.attach({"w": weight})
+    scores = torch.nn.Parameter(weight.abs() / weight.abs().mean())
+    optimizer = torch.optim.Adam([scores], lr=0.01)
+    for step in range(20):
+        mask = torch.rand(3, 4) > 0.5
         # Straight through: the forward pass has w times the mask, and dS is the gradient of that.
         gate = mask.float().requires_grad_()
-        ((x @ (weight * gate).t()) ** 2).mean().backward()
-        summed -= gate.grad
+        ((x @ (weight * gate).t() - step) ** 2).mean().backward()
+        scores.grad = gate.grad
+        optimizer.step()
         masked = (weight * mask).requires_grad_()
-        ((x @ masked.t()) ** 2).mean().backward()
+        ((x @ masked.t() - step) ** 2).mean().backward()
         criterion.observe("w", weight, masked.grad)
-    scores = criterion.score(Rows("w", weight, mask))
-    assert torch.allclose(scores, summed, rtol=1e-5)
+    now = criterion.score(Rows("w", weight, mask))
+    assert torch.allclose(now, scores, rtol=1e-5)
+    assert not torch.equal(now.argsort(), weight.abs().argsort()), "nothing was learned"
 
 
 def test_snip_is_the_weight_times_the_gradient_of_all_batches_together():

@@ -56,12 +56,12 @@ def test_another_error_of_the_scaler_is_raised(scaled):
 @pytest.mark.parametrize("is_clipped", [True, False])
 def test_a_criterion_sees_unscaled_gradients(scaled, is_clipped):
     weight, optimizer = scaled(2.0)
-    config = PruningConfig(sparsity=0.5, criterion="movement")
+    config = PruningConfig(sparsity=0.5, criterion="snip")
     pruner = config.build_pruner({"w": weight}, 8, optimizer)
     if is_clipped:  # which unscales before
         optimizer.scaler.unscale_(optimizer.optimizer)
     pruner.before_update(1)
-    assert pruner.criterion.memory["movement"]["w"].tolist() == [[-1.0, -2.0, -3.0]]
+    assert pruner.criterion.memory["gradient_sum"]["w"].tolist() == [[1.0, 2.0, 3.0]]
 
 
 def test_the_decay_of_latent_weights_is_added_to_unscaled_gradients(scaled):
