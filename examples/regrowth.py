@@ -97,15 +97,15 @@ class Probe:
 
     def scores(self, batches: list[Any]) -> dict[str, Scores]:
         """Return the scores of all pruned weights by these batches, with their stored values."""
-        benefit, movement = CRITERIA["benefit"](), CRITERIA["movement"]()
+        benefit = CRITERIA["benefit"]()
         for _ in self.gradients(batches):
             for name, weight in self.targets.items():
-                for criterion in (benefit, movement):
-                    criterion.observe(name, self.pruner.policy.value(name), weight.grad)
+                benefit.observe(name, self.pruner.policy.value(name), weight.grad)
         without_errors = copy.copy(benefit)
         without_errors.num_errors = 0.0
-        found = {"-gW": movement, "-gW - 5 v W^2": without_errors, "the same - 2 errors": benefit}
-        found |= {
+        found = {
+            "-gW - 5 v W^2": without_errors,
+            "the same - 2 errors": benefit,
             "size of W": CRITERIA["magnitude"](),
             "random": CRITERIA["random"](self.run["seed"]),
         }
@@ -118,6 +118,7 @@ class Probe:
         return {
             "one update": self.update(batches),
             "accumulated gradient": {name: total.abs() for name, total in sums.items()},
+            "-gW": {r.name: -sums[r.name] * r.weight for r in rows},
         } | {name: {r.name: c.score(r) for r in rows} for name, c in found.items()}
 
     @torch.no_grad()
