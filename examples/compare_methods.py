@@ -30,7 +30,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import yaml
 from experiment import Run, append, key, read
 from method_tables import draw, show
 
@@ -74,10 +73,18 @@ def common_settings(options: argparse.Namespace) -> Run:
     return {name: getattr(options, name) for name in names} | model
 
 
+def read_value(text: str) -> Any:
+    """Read an option's value as JSON, or as a string where it is none, such as 2:4."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
 def wanted(options: argparse.Namespace) -> list[Run]:
     """Return the settings of all runs, seed by seed, so that a table of all arms is early there."""
     arms = {
-        name: {k: yaml.safe_load(v) for k, v in (option.split("=", 1) for option in given)}
+        name: {k: read_value(v) for k, v in (option.split("=", 1) for option in given)}
         for name, *given in options.arm
     }
     return [

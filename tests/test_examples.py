@@ -128,7 +128,8 @@ def test_methods_are_compared_at_each_sparsity_and_number_of_steps(tmp_path, mon
     assert compare(*grid) == runs, "a finished run was made again"
 
     small = ("--sparsity", 0.5, "--max_steps", 2, "--arm")
-    compare(*small, "dense", "--save_models", models)
+    both = compare(*small, "2:4", "pattern=2:4", "--arm", "dense", "--save_models", models)[-2:]
+    assert [run["result"].get("sparsity") for run in both] == [0.5, None]
     teacher = models / "dense-0.5-2-0.0003-0"
     taught = compare(*small, "taught", "method=fisher", f"teacher={teacher}")[-1]
     (alone,) = (r for r in runs if (r["arm"], r["sparsity"], r["max_steps"]) == ("fisher", 0.5, 2))
