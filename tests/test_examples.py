@@ -89,13 +89,21 @@ def test_the_ablation_compares_arms_from_the_same_dense_network(script, tmp_path
     assert results["cubic (cyclical)"]["accuracy"][0] == results["frozen_restarts"]["accuracy"][0]
 
 
-def test_methods_are_compared_at_each_sparsity_and_number_of_steps(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def tiny_task(tmp_path, monkeypatch):
+    """Writes a tiny BERT and a tiny SST-2, and lets the test import from the examples."""
     pytest.importorskip("datasets", reason="the extra glue is not installed")
     from tests.hub.repos import save_tiny_bert, write_tiny_glue
 
     save_tiny_bert(tmp_path / "bert")
     write_tiny_glue(tmp_path / "glue", num_rows=24)
     monkeypatch.syspath_prepend(str(EXAMPLES))
+    return {"model": tmp_path / "bert", "folder": tmp_path / "glue" / "sst2"}
+
+
+def test_methods_are_compared_at_each_sparsity_and_number_of_steps(
+    tiny_task, tmp_path, monkeypatch, capsys
+):
     import compare_methods
     from experiment import append
 
@@ -107,8 +115,8 @@ def test_methods_are_compared_at_each_sparsity_and_number_of_steps(tmp_path, mon
     models = tmp_path / "models"
 
     def compare(*arguments):
-        sizes = ("--model", tmp_path / "bert", "--num_layers", 1, "--num_held_out", 8)
-        command = ("sst2", tmp_path / "glue" / "sst2", out, *sizes, "--workers", 1, *arguments)
+        sizes = ("--model", tiny_task["model"], "--num_layers", 1, "--num_held_out", 8)
+        command = ("sst2", tiny_task["folder"], out, *sizes, "--workers", 1, *arguments)
         monkeypatch.setattr("sys.argv", ["compare_methods.py", *map(str, command)])
         compare_methods.main()
         return read_lines(out)
@@ -160,13 +168,9 @@ def test_differences_are_of_one_seed_each_at_the_best_learning_rate(monkeypatch,
     assert rows[3][5] == "0.7000 ± 0.1000"
 
 
-def test_masks_are_transplanted_and_weights_returned(script, tmp_path, monkeypatch, capsys):
-    pytest.importorskip("datasets", reason="the extra glue is not installed")
-    from tests.hub.repos import save_tiny_bert, write_tiny_glue
-
-    save_tiny_bert(tmp_path / "bert")
-    write_tiny_glue(tmp_path / "glue", num_rows=24)
-    monkeypatch.syspath_prepend(str(EXAMPLES))
+def test_masks_are_transplanted_and_weights_returned(
+    tiny_task, script, tmp_path, monkeypatch, capsys
+):
     import compare_methods
     import mask_probes
     from experiment import append
@@ -177,9 +181,9 @@ def test_masks_are_transplanted_and_weights_returned(script, tmp_path, monkeypat
     monkeypatch.setattr(compare_methods, "run_in_process", in_this_process)
     out = tmp_path / "runs.jsonl"
     sizes = ("--max_steps", 2, "--num_held_out", 8, "--num_batches", 1, "--regrowth_steps", 1)
-    model = ("--model", tmp_path / "bert", "--num_layers", 1, "--workers", 1)
+    model = ("--model", tiny_task["model"], "--num_layers", 1, "--workers", 1)
     masks = ("--masks", "magnitude", "end of fisher", "fisher's densities", "random")
-    script("mask_probes", "sst2", tmp_path / "glue" / "sst2", out, *model, *sizes, *masks)
+    script("mask_probes", "sst2", tiny_task["folder"], out, *model, *sizes, *masks)
     runs = {(run["probe"], run["arm"]): run["result"] for run in read_lines(out)}
     assert len(runs) == 5
     transplants = {arm: result for (probe, arm), result in runs.items() if probe == "transplant"}
