@@ -51,7 +51,7 @@ def parser_of_runs() -> argparse.ArgumentParser:
     )
     # One run, in a process of its own: its settings as JSON, and the folder of the tokenized rows.
     parser.add_argument("--run", nargs=2, help=argparse.SUPPRESS)
-    parser.set_defaults(save_models=None)
+    parser.set_defaults(save_models=None)  # only this script has it as an option
     return parser
 
 
@@ -277,9 +277,9 @@ def main() -> None:
             here = [r for r in done if (r["sparsity"], r["max_steps"]) == (sparsity, max_steps)]
             print(f"\n{100 * sparsity:g} %, {max_steps} steps\n")
             show(here)
+    check_finished(runs, done)
     if options.picture:
         draw(done, options.picture)
-    check_finished(runs, done)
 
 
 if __name__ == "__main__":

@@ -56,12 +56,9 @@ def draw(runs: list[Run], path: Path) -> None:
             best = [choose([run for run in here if run["max_steps"] == n]) for n in budgets]
             axes.axhline(0, linewidth=0.7, color="#777b82")
             for i, (arm, look) in enumerate(zip(arms, looks(len(arms)), strict=True)):
-                gaps = {
-                    j + 0.05 * (i - len(arms) / 2): differences(b[arm], b[first], score)
-                    for j, b in enumerate(best)
-                    if arm in b and first in b
-                }
-                plot_means(axes, list(gaps), list(gaps.values()), look).set_label(arm)
+                x = [j + 0.05 * (i - len(arms) / 2) for j in range(len(budgets))]
+                gaps = [differences(chosen[arm], chosen[first], score) for chosen in best]
+                plot_means(axes, x, gaps, look).set_label(arm)
             axes.set_xticks(range(len(budgets)), list(map(str, budgets)))
             axes.set_xlabel(f"steps, {100 * sparsity:g} %")
         panels[0].set_ylabel(f"score - {first}")

@@ -39,8 +39,9 @@ class Movement(Criterion):
     is_elementwise = True
 
     def attach(self, targets: Mapping[str, Tensor]) -> None:
-        for name, weight in targets.items():  # in double: the same for every layout and engine
-            self.means[name] = weight.detach().double().abs().mean().clamp(min=1e-12).float()
+        for name, weight in targets.items():
+            whole = weight.detach().cpu().double()  # whose mean is the same for every layout
+            self.means[name] = whole.abs().mean().clamp(min=1e-12).to(weight.device, torch.float32)
 
     def observe(self, name: str, weight: Tensor, gradient: Tensor) -> None:
         is_first = name not in self.memory.get("movement", {})
