@@ -26,11 +26,11 @@ def exchange_groups_(
         drops, returns: as in `Ranking.exchange_`.
 
     Returns:
-        The sums of what `Ranking.exchange_` returns.  # (4,) fp64
+        The sums of what `Ranking.exchange_` returns.  # (4,) fp32
     """
     shards = ranking.policy.shards
     device = next(iter(shards.values())).weight.device
-    gains = torch.zeros(4, dtype=torch.float64, device=device)
+    gains = torch.zeros(4, device=device)
     for names, num_pruned in groups.items():
         num_kept = shards.size(names) - num_pruned
         num_dropped = min(int(share * num_kept), num_kept - 1)

@@ -86,7 +86,7 @@ class Ranking:
 
         Returns:
             Sum of the scores by `returns` and number of the weights that came back, and the same
-            for those that went.  # (4,) fp64
+            for those that went.  # (4,) fp32
         """
         masks = self.policy.masks
         sparser = {name: masks[name].clone() for name in names}
@@ -99,9 +99,9 @@ class Ranking:
         for name in names:  # `>` on bools is "and not"
             self.protected[name], gone = masks[name] > before[name], before[name] > masks[name]
             known = replace(self._rows(returns, name, slice(None)), kept=before[name])
-            scores = returns.score(known).double()
+            scores = returns.score(known).float()  # Apple's GPU has no double
             sums = [(scores.where(w, 0.0).sum(), w.sum()) for w in (self.protected[name], gone)]
-            gains[name] = torch.stack([number for pair in sums for number in pair])
+            gains[name] = torch.stack([number.float() for pair in sums for number in pair])
         return self.policy.shards.sum(gains).sum(0)
 
     def expire(self, t: int) -> None:

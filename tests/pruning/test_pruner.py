@@ -3,7 +3,10 @@ from contextlib import ExitStack
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from hf_cyclprune import METHODS, PruningConfig
 from hf_cyclprune.pruning.criterion import CRITERIA, Rows
 from hf_cyclprune.pruning.patterns import NM, SCOPES, Unstructured
 from hf_cyclprune.pruning.pruner import Pruner, PruningStep
@@ -447,3 +450,38 @@ def test_nm_is_exact_in_a_layer_of_nans(dtype):
 def test_nm_names_the_weight_that_it_does_not_fit():
     with pytest.raises(ValueError, match=r"divisible by 4; got 6 in 'b'"):
         new_pruner({"a": torch.ones(2, 8), "b": torch.ones(2, 6)}, NM(2, 4))
+
+
+class Doubles(TorchDispatchMode):
+    """Notes the operations that compute in fp64, which Apple's GPUs do not have."""
+
+    def __init__(self):
+        super().__init__()
+        self.operations = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if any(
+            isinstance(r, torch.Tensor) and r.dtype == torch.float64 for r in tree_leaves(result)
+        ):
+            self.operations.add(str(func))
+        return result
+
+
+# Two methods need a whole model, and one its zeros.
+@pytest.mark.parametrize("method", sorted({*METHODS} - {"wanda", "lookahead", "hold"}))
+def test_no_method_computes_in_double_on_the_device(method):
+    weights = {f"{i}": torch.nn.Parameter(torch.randn(16, 16)) for i in range(3)}
+    optimizer = torch.optim.AdamW(weights.values(), lr=1e-2)
+    config = PruningConfig(method=method, sparsity=0.5, interval_steps=2)
+    pruner = config.build_pruner(weights, 40, optimizer)
+    with Doubles() as doubles:
+        for t in range(1, 41):
+            pruner.begin_step(t)
+            for weight in weights.values():
+                weight.grad = torch.randn_like(weight)
+            pruner.before_update(t)
+            optimizer.step()
+            pruner.step(t)
+    assert pruner.is_at_target
+    assert not doubles.operations
