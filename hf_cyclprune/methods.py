@@ -27,7 +27,7 @@ class Plan:
     scope: str | None = None
     min_density: float = 0.0
     num_cycles: int = 4
-    reset_ratio: float = 0.5
+    reset_ratio: float | None = 0.5
     ramp: str = "cubic"
     ramp_ratio: float = 0.8
     levels: str = "constant"

@@ -56,7 +56,8 @@ class PruningOptions:
     )
     reset_ratio: float | None = _option(
         "Sparsity at the start of a later cycle, as a fraction of the sparsity before it. Raise it "
-        "where a cycle is too short to climb from low.",
+        "where a cycle is too short to climb from low. The default method dips to 0.95, "
+        "or less deep where the target is above 0.9.",
     )
     ramp: str | None = _option(f"Shape of a climb: {', '.join(RAMPS)}.")
     ramp_ratio: float | None = _option(

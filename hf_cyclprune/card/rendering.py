@@ -94,6 +94,7 @@ def _method_words(card: Card) -> dict[str, object]:
     is_described = changed.keys() <= named | beside
     is_measured = not changed and card.config.pattern == "unstructured"
     values = {**values, "num_cycles": card.num_cycles} if is_described else asdict(own)
+    values["reset_ratio"] = _reset_ratio(plan if is_described else own, card.config)
     shown = {n: ratio(value) if isinstance(value, float) else value for n, value in values.items()}
     return {
         "is_described": is_described,
@@ -102,6 +103,11 @@ def _method_words(card: Card) -> dict[str, object]:
         "changed_settings": [f"`{name}={value!r}`" for name, value in changed.items()],
         "never_falls": _falls(own) and not _falls(plan),
     }
+
+
+def _reset_ratio(plan: Plan, config: PruningConfig) -> float:
+    """Return the reset ratio of a plan at the target of a config."""
+    return Schedule(config.target_sparsity or 0.0, 1, reset_ratio=plan.reset_ratio).reset
 
 
 def _falls(plan: Plan) -> bool:

@@ -72,7 +72,9 @@ class Schedule:
         sparsity: the target s_t, a fraction of the target weights in [0, 1).
         total_steps: T, optimizer steps of the whole run, at least `num_cycles`.
         num_cycles: k.
-        reset_ratio: in [0, 1]; sparsity at a later edge, as a fraction of that before it.
+        reset_ratio: in [0, 1]; sparsity at a later edge, as a fraction of that before it. None
+            chooses 0.95 up to a target of 90 %; above it what lets as many of the weights return,
+            compared with those that the target keeps, as 0.95 does at 90 %: see `reset`.
         ramp: a name in `RAMPS`.
         ramp_ratio: in [0, 1]; the share of a cycle in which it climbs to its level.
         levels: a name in `LEVELS`.
@@ -89,7 +91,7 @@ class Schedule:
     sparsity: float
     total_steps: int
     num_cycles: int = 1
-    reset_ratio: float = 0.5
+    reset_ratio: float | None = 0.5
     ramp: str = "cubic"
     ramp_ratio: float = 0.8
     levels: str = "constant"
@@ -102,8 +104,10 @@ class Schedule:
         use_python_numbers_(self)
         check_sparsity(self.sparsity)
         check_count("num_cycles", self.num_cycles)
-        for name in ("reset_ratio", "ramp_ratio", "rise_ratio", "initial_sparsity"):
+        for name in ("ramp_ratio", "rise_ratio", "initial_sparsity"):
             check_fraction(name, getattr(self, name))
+        if self.reset_ratio is not None:
+            check_fraction("reset_ratio", self.reset_ratio)
         if self.interval_steps is not None:
             check_count("interval_steps", self.interval_steps)
         check_known("ramp", self.ramp, RAMPS)
@@ -123,10 +127,10 @@ class Schedule:
                 f"{self.initial_sparsity:g}. Pass a smaller one."
             )
         is_frozen = self.recompute == "first_cycle" and self.num_cycles > 1
-        if is_frozen and (self.reset_ratio < 1 or self.levels != "constant"):
+        if is_frozen and (self.reset < 1 or self.levels != "constant"):
             raise ValueError(
                 "reset_ratio must be 1 and levels 'constant' with recompute='first_cycle', which "
-                f"keeps the masks of the first cycle; got {self.reset_ratio:g} and "
+                f"keeps the masks of the first cycle; got {self.reset:g} and "
                 f"'{self.levels}'. Choose another recompute, or these two."
             )
 
@@ -165,6 +169,18 @@ class Schedule:
         return _climb(self.rise_ratio, self.total_steps) if self.levels == "rising" else 0
 
     @cached_property
+    def reset(self) -> float:
+        """The reset ratio in force: the one given, or max(0.95, 1 - 0.45 (1 - s_t) / s_t).
+
+        >>> [round(Schedule(s, 100, reset_ratio=None).reset, 4) for s in (0.5, 0.9, 0.95, 0.99)]
+        [0.95, 0.95, 0.9763, 0.9955]
+        """
+        if self.reset_ratio is not None:
+            return self.reset_ratio
+        kept = 1.0 - self.sparsity
+        return max(0.95, 1.0 - 0.45 * kept / self.sparsity) if self.sparsity else 0.95
+
+    @cached_property
     def interval(self) -> int:
         """Steps between two pruning steps of a climb."""
         if self.interval_steps is not None:
@@ -186,7 +202,7 @@ class Schedule:
         if cycle == 0:
             start = self._first / level
         else:
-            start = self.reset_ratio * (self._level(cycle - 1, t) / level)
+            start = self.reset * (self._level(cycle - 1, t) / level)
         return self.sparsity * level * (1.0 - (1.0 - start) * (1.0 - r))
 
     @cached_property

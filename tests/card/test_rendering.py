@@ -268,6 +268,12 @@ def test_alternating_dense_and_sparse_phases_are_called_ac_dc_and_not_cyclical_p
     assert "The learning rate runs its whole schedule" not in words
 
 
+def test_the_card_of_the_default_says_how_deep_its_dips_were():
+    for sparsity, share in (0.8, "95%"), (0.96, "98.125%"):
+        words = words_of(make_card(change(config=PruningConfig(sparsity=sparsity))))
+        assert f"it falls to {share} of that climb's height" in words
+
+
 @pytest.mark.parametrize(
     ("config", "changed", "sentence", "never_falls"),
     [

@@ -202,6 +202,24 @@ def test_rising_levels_by_hand():
     assert {t: schedule.sparsity_at(t) for t in by_hand} == pytest.approx(by_hand)
 
 
+@pytest.mark.parametrize(
+    ("target", "lowest"), [(0.0, 0.0), (0.5, 0.475), (0.9, 0.855), (0.95, 0.9275), (0.99, 0.9855)]
+)
+def test_the_default_dips_let_back_as_large_a_share_of_the_kept_above_90_percent_as_there(
+    target, lowest
+):
+    # Kept at 0.9: 10 % of all, in its dip 14.5 %. At 0.95: 5 %, in the dip 1.45 times 5 % = 7.25 %.
+    schedule = PruningConfig("rising", sparsity=target).build_schedule(100)
+    assert schedule.reset_ratio is None
+    assert schedule.sparsity_at(100) == target
+    level_at_edge = Schedule(target, 100, 4, 1.0, levels="rising").sparsity_at(76)
+    assert schedule.sparsity_at(76) == pytest.approx(
+        lowest * level_at_edge / target if target else 0
+    )
+    given = PruningConfig("rising", sparsity=target, reset_ratio=0.8).build_schedule(100)
+    assert given.sparsity_at(76) == pytest.approx(0.8 * level_at_edge)
+
+
 @pytest.mark.parametrize("name", RAMPS)
 def test_every_ramp_is_monotone_inside_the_unit_interval_and_ends_at_exactly_one(name):
     values = [RAMPS[name](i / 1000) for i in range(1001)]
