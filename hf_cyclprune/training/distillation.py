@@ -80,20 +80,28 @@ class Distillation:
 
     def teach(
         self,
+        student: nn.Module,
         loss_of_labels: Callable[..., Any],
         inputs: Mapping[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Return what `compute_loss` of a Trainer returns, with the teacher's loss mixed in."""
+        """Return what `compute_loss` of a Trainer returns, with the teacher's loss mixed in.
+
+        Where it is the whole loss (a hardness of 1) there need be no labels.
+        """
         hardness = self.options.teacher_hardness
         counted = {"num_items_in_batch": num_items_in_batch}
         model = self.model
         if hardness == 0 or model is None:
             return loss_of_labels(inputs, return_outputs=return_outputs, **counted)
-        # of a copy: with label smoothing the Trainer takes the labels out
-        loss, outputs = loss_of_labels(dict(inputs), return_outputs=True, **counted)
-        own, labels = self._loss(model, outputs, inputs), inputs.get("labels")
+        labels = inputs.get("labels")
+        loss: Any = None
+        if hardness == 1 and labels is None:
+            outputs = student(**inputs)
+        else:  # of a copy: with label smoothing the Trainer takes the labels out
+            loss, outputs = loss_of_labels(dict(inputs), return_outputs=True, **counted)
+        own = self._loss(model, outputs, inputs)
         own = own * self._part_of_batch(labels, num_items_in_batch)
         loss = own if hardness == 1 else (1 - hardness) * loss + hardness * own
         return (loss, outputs) if return_outputs else loss

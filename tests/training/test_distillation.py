@@ -231,6 +231,15 @@ def test_label_smoothing_and_a_function_keep_their_loss(gradients, tiny_bert):
         assert_close(half, {name: (labels[name] + soft[name]) / 2 for name in labels})
 
 
+def test_rows_without_labels_are_learned_from_the_teacher_alone(gradients, tiny_bert, examples):
+    model, teacher = tiny_bert(**NO_DROPOUT), tiny_bert(seed=1)
+    args, bare = {"teacher_hardness": 1.0}, [{"input_ids": e["input_ids"]} for e in examples]
+    found = gradients(model, teacher, 4, args=args, train_dataset=bare)
+    assert_close(gradients(model, teacher, args=args), found)
+    with pytest.raises(ValueError, match="did not return a loss"):
+        gradients(model, teacher, args={"teacher_hardness": 0.9}, train_dataset=bare)
+
+
 def test_the_teacher_is_not_changed_and_has_no_dropout(train, tiny_bert, examples):
     teacher = tiny_bert(1, hidden_dropout_prob=0.5).train()
     before, seen = copy.deepcopy(teacher.state_dict()), []
