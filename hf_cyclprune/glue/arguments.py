@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from hf_cyclprune.checks import check_count, check_known, check_positive, use_python_numbers_
+from hf_cyclprune.checks import check_count, check_known, check_positive, use_json_values_
 from hf_cyclprune.glue.tasks import TASKS, GlueTask, get_task
 from hf_cyclprune.training.arguments import PruningArguments
 from hf_cyclprune.training.device import has_accelerator
@@ -61,7 +61,7 @@ class GlueArguments:
     )
 
     def __post_init__(self) -> None:
-        use_python_numbers_(self)
+        use_json_values_(self)
         self.task_name = get_task(self.task_name).name
         check_count("max_seq_length", self.max_seq_length)
         for name in ("max_train_samples", "max_eval_samples", "max_predict_samples"):

@@ -28,6 +28,8 @@ _USAGE = (
 )
 _SECTIONS = {"task and model": GlueArguments, "pruning": PruningConfig, "teacher": TeacherOptions}
 _ACTIONS = ("do_train", "do_eval", "do_predict")
+_PATHS = ("teacher", "dense_run", "resume_from_checkpoint")
+"""Where a "~" is the home folder; other options see to it where they are used."""
 _NOT_GIVEN = object()
 
 
@@ -133,13 +135,34 @@ def _type_hints() -> dict[str, Any]:
     return {field.name: types[field.name] for field in fields if field.init}
 
 
+def _without_twins(pairs: Sequence[tuple[Any, Any]]) -> dict[Any, Any]:
+    """Return the pairs as a mapping; a name that comes twice is a ValueError."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"'{twice}' is given twice")
+    return values
+
+
+class _Loader(yaml.BaseLoader):  # type: ignore[misc]  # yaml has no types
+    """Reads every value as a string, and no mapping that has a name twice."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        make = self.construct_object
+        return _without_twins([(make(key, deep), make(value, deep)) for key, value in node.value])
+
+
 def _read_file(path: Path) -> dict[str, Any]:
     """Read names and values from a JSON or YAML file; "null" and "~" are None."""
     values, reason = None, ""
     try:
         text = path.read_text(encoding="utf-8")
         # as strings: 2:4 and 3e-4 stay as written
-        values = json.loads(text) if path.suffix == ".json" else yaml.load(text, yaml.BaseLoader)
+        if path.suffix == ".json":
+            values = json.loads(text, object_pairs_hook=_without_twins)
+        else:
+            values = yaml.load(text, _Loader)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = f": {getattr(error, 'strerror', None) or ' '.join(str(error).split())}"
     if not isinstance(values, dict):
@@ -182,6 +205,8 @@ def _complete(values: dict[str, Any]) -> dict[str, Any]:
     """Add the defaults that depend on the other values and on the machine."""
     method = METHODS.get(values.get("method", PruningConfig.method))  # the config names an unknown
     defaults: dict[str, Any] = dict(method.training) if method is not None else {}
+    paths = {k: values[k] for k in _PATHS if str(values.get(k)).startswith("~")}
+    values |= {name: str(Path(path).expanduser()) for name, path in paths.items()}
     if not has_accelerator():
         defaults["use_cpu"] = True
     if not any(name in values for name in _ACTIONS):

@@ -65,7 +65,8 @@ def _without_pruning(args: PruningArguments, folder: Path) -> PruningArguments:
     dense = copy.copy(args)
     for cls in (PruningConfig, TeacherOptions):
         for option in dataclasses.fields(cls):
-            setattr(dense, option.name, option.default)
+            if option.name != "fix_loss_scaling":
+                setattr(dense, option.name, option.default)
     dense.output_dir = str(folder)
     dense.resume_from_checkpoint = "True"
     dense.do_predict = dense.push_to_hub = False

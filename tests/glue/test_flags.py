@@ -177,6 +177,7 @@ def test_what_is_wrong_is_named(argv, message):
         ("sparsity: 80%", "sparsity must be a number; got '80%'. Write 0.8 for 80%."),
         ("task: sst2", "Unknown flag 'task'. Did you mean --task_name?"),
         ("max_steps: null", "max_steps must be a single value; got null"),
+        ("sparsity: .8\nseed: 1\nsparsity: .5", "'sparsity' is given twice"),
         ("seed: [1, 2]", 'seed must be a single value; got ["1", "2"]'),
     ],
 )
@@ -184,6 +185,25 @@ def test_what_is_wrong_in_a_file_is_named(write, text, message):
     with pytest.raises(ValueError, match=r"must|Unknown") as caught:
         parse_flags([write(text)])
     assert message in str(caught.value)
+
+
+def test_a_name_that_is_twice_in_a_json_file_is_refused(write):
+    with pytest.raises(ValueError, match=r"run\.json.*'seed' is given twice"):
+        parse_flags([write('{"seed": 1, "seed": 2}', "run.json")])
+
+
+def test_a_path_may_begin_with_the_home_folder(write, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    lines = ["task_name: sst2", "model_name_or_path: bert", "dense_run: ~/dense"]
+    glue, args = parse_flags(
+        [write("\n".join(lines)), "--teacher=~/t", "--resume_from_checkpoint=~/c", "--sparsity=.8"]
+    )
+    assert (glue.dense_run, args.teacher) == ("/home/me/dense", "/home/me/t")
+    assert args.resume_from_checkpoint == "/home/me/c"
+
+
+def test_the_loss_of_a_dense_run_may_be_left_as_it_is():
+    assert not parse_flags([*NAMES, "--fix_loss_scaling", "False"])[1].fix_loss_scaling
 
 
 def test_a_file_in_another_encoding_is_refused_with_the_reason(tmp_path):

@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import load_file
 
 from hf_cyclprune.cli import main
-from hf_cyclprune.glue.teacher import FOLDER
+from hf_cyclprune.glue.flags import parse_flags
+from hf_cyclprune.glue.teacher import FOLDER, prepare_teacher
 from hf_cyclprune.training.trainer import PruningTrainer
 
 PRUNED = ("--sparsity", 0.8, "--num_cycles", 2)
@@ -42,6 +43,14 @@ def test_the_teacher_is_the_dense_run_and_the_student_learns_from_it(flags, fold
     record = json.loads((folder / "pruning_run.json").read_text())
     assert record["hyperparameters"]["teacher"] == "BertForSequenceClassification"
     assert str(tmp_path) not in (folder / "README.md").read_text()
+
+
+def test_the_teachers_loss_is_scaled_as_the_students(flags, folder):
+    argv = flags("sst2", *PRUNED, "--teacher", "self", "--fix_loss_scaling", "False")
+    glue, args = parse_flags([str(flag) for flag in argv])
+    asked = []
+    prepare_teacher(glue, args, lambda _, dense: asked.append(dense))
+    assert [(dense.sparsity, dense.fix_loss_scaling) for dense in asked] == [(None, False)]
 
 
 def test_a_finished_teacher_is_taken_as_it_is(flags, folder, monkeypatch):
