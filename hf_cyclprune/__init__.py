@@ -1,7 +1,8 @@
 """Cyclical pruning of BERT-style models while Hugging Face transformers fine-tunes them."""
 
 import hf_cyclprune.packing.loading  # noqa: F401, lets from_pretrained read packed folders
-from hf_cyclprune.config import PruningConfig, load_config, save_config
+from hf_cyclprune.config import PruningConfig
+from hf_cyclprune.config_file import load_config, save_config
 from hf_cyclprune.methods import METHODS
 from hf_cyclprune.one_shot import prune_
 from hf_cyclprune.packing.folder import load_packed, pack, save_packed, unpack

@@ -127,12 +127,12 @@ def reason_of(error: BaseException) -> str:
     return " ".join(shown).rstrip(".: ") or type(error).__name__
 
 
-def use_python_numbers_(instance: object) -> None:
-    """Put Python's numbers in the place of numpy's on an instance, since JSON holds no others."""
+def use_json_values_(instance: object) -> None:
+    """Put Python's numbers and lists in the place of numpy's and of tuples: JSON has no others."""
     for name, value in list(vars(instance).items()):
-        number = python_number(value)
-        if number is not value:
-            object.__setattr__(instance, name, number)  # it may be frozen
+        plain = list(value) if isinstance(value, tuple) else python_number(value)
+        if plain is not value:
+            object.__setattr__(instance, name, plain)  # it may be frozen
 
 
 def python_number(value: object) -> object:

@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,10 +16,9 @@ from hf_cyclprune.checks import (
     check_fraction,
     check_integer,
     check_known,
-    use_python_numbers_,
+    use_json_values_,
 )
 from hf_cyclprune.engines.shards import Shards
-from hf_cyclprune.files import read_json, write_json
 from hf_cyclprune.methods import METHODS, Plan
 from hf_cyclprune.options import PruningOptions
 from hf_cyclprune.pruning.criteria import FirstCycle
@@ -32,8 +30,6 @@ from hf_cyclprune.pruning.pruner import Pruner
 from hf_cyclprune.pruning.recovery import REGROWTH_AT, Recovery, Regrowth
 from hf_cyclprune.pruning.schedules import Schedule
 from hf_cyclprune.pruning.targets import find_sparsity
-
-CONFIG_NAME = "pruning_config.json"
 
 _FRACTIONS = (
     "min_density",
@@ -66,7 +62,7 @@ class PruningConfig(PruningOptions):
 
     def validate(self) -> None:
         """Check every field; called again when training starts."""
-        use_python_numbers_(self)
+        use_json_values_(self)
         check_known("method", self.method, METHODS)
         check_expressions("targets", self.targets)
         check_expressions("ignore", self.ignore)
@@ -114,6 +110,8 @@ class PruningConfig(PruningOptions):
         """Every choice, made: the user's where a field is not None, or else the method's."""
         chosen = {f.name: getattr(self, f.name) for f in dataclasses.fields(Plan)}
         given = {name: value for name, value in chosen.items() if value is not None}
+        for name in METHODS[self.method].settings:
+            check_known(f"a setting of METHODS[{self.method!r}]", name, chosen)
         settings: dict[str, Any] = {**METHODS[self.method].settings, **given}
         return Plan(**settings)
 
@@ -234,17 +232,3 @@ def config_from_dict(values: Mapping[str, Any]) -> PruningConfig:
     for name in values:
         check_known("pruning option", name, field_names())
     return PruningConfig(**values)
-
-
-def save_config(config: PruningConfig, folder: str | Path) -> Path:
-    """Write pruning_config.json into `folder`."""
-    return write_json(Path(folder) / CONFIG_NAME, config_to_dict(config))
-
-
-def load_config(folder: str | Path) -> PruningConfig:
-    """Read pruning_config.json from `folder`.
-
-    Raises:
-        FileNotFoundError, ValueError: it is not there, or not a valid config.
-    """
-    return config_from_dict(read_json(Path(folder) / CONFIG_NAME, "Write it with save_config."))

@@ -4,16 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from hf_cyclprune.config import (
-    CONFIG_NAME,
-    PruningConfig,
-    config_from_dict,
-    config_to_dict,
-    field_names,
-    load_config,
-    save_config,
-)
-from hf_cyclprune.methods import METHODS, Plan
+from hf_cyclprune.config import PruningConfig, config_from_dict, config_to_dict, field_names
+from hf_cyclprune.config_file import CONFIG_NAME, load_config, save_config
+from hf_cyclprune.methods import METHODS, Method, Plan
 from hf_cyclprune.pruning.criteria import FirstCycle
 from hf_cyclprune.pruning.criterion import CRITERIA
 from hf_cyclprune.pruning.patterns import NM, SCOPES, Unstructured
@@ -232,3 +225,19 @@ def test_a_bad_value_in_a_file_is_refused_as_on_construction(tmp_path):
 def test_a_folder_without_a_config_is_a_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError):
         load_config(tmp_path)
+
+
+def test_a_file_that_cannot_be_read_here_is_named_with_the_remedy(tmp_path, monkeypatch):
+    monkeypatch.setitem(CRITERIA, "mine", CRITERIA["magnitude"])
+    config = PruningConfig(sparsity=0.8, criterion="mine", ignore=("layer.0", "layer.1"))
+    save_config(config, tmp_path)
+    assert load_config(tmp_path) == config
+    monkeypatch.delitem(CRITERIA, "mine")
+    with pytest.raises(ValueError, match=r"pruning_config\.json' .* got 'mine'.* import the code"):
+        load_config(tmp_path)
+
+
+def test_a_setting_of_a_method_that_is_no_option_is_named(monkeypatch):
+    monkeypatch.setitem(METHODS, "mine", Method("mine", "s_t", "Mine.", {"num_cycle": 1}))
+    with pytest.raises(ValueError, match=r"METHODS\['mine'\] must be .*Did you mean 'num_cycles'"):
+        PruningConfig("mine", sparsity=0.8)

@@ -32,6 +32,7 @@ ROOMS = [
     "methods",
     "options",
     "config",
+    "config_file",
     "packing",
     "inference",
     "reporting",

@@ -6,7 +6,7 @@ from pathlib import Path
 from transformers.utils import logging
 
 from hf_cyclprune.card.card import Card
-from hf_cyclprune.config import CONFIG_NAME, load_config
+from hf_cyclprune.config_file import CONFIG_NAME, load_config
 from hf_cyclprune.files import BENCH_NAME
 from hf_cyclprune.inference.timings import Bench, bench_remedy, load_bench
 from hf_cyclprune.packing.manifest import dense_files, read_config

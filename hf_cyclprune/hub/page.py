@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 from hf_cyclprune.card.card import Card
 from hf_cyclprune.card.rendering import is_own_card, make_card
-from hf_cyclprune.config import CONFIG_NAME
+from hf_cyclprune.config_file import CONFIG_NAME
 from hf_cyclprune.files import write_text
 from hf_cyclprune.hub.errors import HUB_ERRORS
 from hf_cyclprune.inference.timings import Bench

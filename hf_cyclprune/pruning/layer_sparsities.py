@@ -41,7 +41,12 @@ class LayerSparsities(Pattern):
         zeros = sum(share * size for share, size in pairs if share is not None)
         num_others = sum(size for share, size in pairs if share is None)
         missing = self.total * sum(sizes) - zeros
-        return shares, missing / num_others if num_others else math.copysign(math.inf, missing)
+        if num_others == 0 and abs(missing) >= 1.0:
+            raise ValueError(
+                "layer_sparsities must leave some weights out, or add up to the sparsity of "
+                f"{self.total:g}; got {zeros / sum(sizes):g} for all. Change some, or sparsity."
+            )
+        return shares, missing / num_others if num_others else self.total
 
     def num_pruned(self, shapes: Shapes, sparsity: float) -> list[int]:
         shares, others = self._shares(shapes)

@@ -3,6 +3,8 @@
 import math
 from collections.abc import Callable
 
+from hf_cyclprune.checks import check_fraction, check_known
+
 RAMPS: dict[str, Callable[[float], float]] = {}
 """Shapes of a climb, [0, 1] -> [0, 1], each with r(1) = 1 exactly."""
 
@@ -15,6 +17,18 @@ def ramp(name: str) -> Callable[[Callable[[float], float]], Callable[[float], fl
         return function
 
     return register
+
+
+def check_ramp(name: object) -> None:
+    """Raise a ValueError unless there is a ramp of this name, and it climbs to 1 inside [0, 1]."""
+    check_known("ramp", name, RAMPS)
+    for x in (0.0, 0.5, 1.0):
+        share = RAMPS[str(name)](x)
+        check_fraction(f"ramp '{name}' at {x}", share)
+    if share != 1.0:
+        raise ValueError(
+            f"ramp '{name}' must be 1 at 1.0, where the climb ends; got {share!r}. Correct it."
+        )
 
 
 @ramp("cubic")

@@ -165,7 +165,13 @@ class Ranking:
         never prunes; the lowest ones where `only` is False.
         """
         known = self._rows(criterion, name, rows)
-        keys = order_keys(criterion.score(known), is_signed=criterion.is_signed)
+        scores = criterion.score(known)
+        if scores.shape != known.weight.shape:
+            raise ValueError(
+                f"Scores must have the shape of the weight, {tuple(known.weight.shape)}; the "
+                f"criterion {type(criterion).__name__} gave {tuple(scores.shape)}. Correct it."
+            )
+        keys = order_keys(scores, is_signed=criterion.is_signed)
         if only is not None:
             keys = keys.masked_fill(~only[name][rows].view(-1), LOWEST_KEY)
         if name in keep:

@@ -24,9 +24,9 @@ from hf_cyclprune.checks import (
     check_fraction,
     check_known,
     check_sparsity,
-    use_python_numbers_,
+    use_json_values_,
 )
-from hf_cyclprune.pruning.ramps import RAMPS
+from hf_cyclprune.pruning.ramps import RAMPS, check_ramp
 
 LEVELS: dict[str, Callable[[int, int, float], float]] = {
     "constant": lambda cycle, num_cycles, rise: 1.0,
@@ -101,7 +101,7 @@ class Schedule:
     initial_sparsity: float = 0.0
 
     def __post_init__(self) -> None:
-        use_python_numbers_(self)
+        use_json_values_(self)
         check_sparsity(self.sparsity)
         check_count("num_cycles", self.num_cycles)
         for name in ("ramp_ratio", "rise_ratio", "initial_sparsity"):
@@ -110,7 +110,7 @@ class Schedule:
             check_fraction("reset_ratio", self.reset_ratio)
         if self.interval_steps is not None:
             check_count("interval_steps", self.interval_steps)
-        check_known("ramp", self.ramp, RAMPS)
+        check_ramp(self.ramp)
         check_known("levels", self.levels, LEVELS)
         check_known("recompute", self.recompute, RECOMPUTE)
         self._check_together()

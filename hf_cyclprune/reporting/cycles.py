@@ -89,6 +89,8 @@ class CycleHistory:
     cost: float | None = None
     reach: float | None = None
     """See `find_reach`; None where it is not known."""
+    restarts_lr: bool | None = None
+    """Whether the learning rate restarts with every cycle; None where it is not known."""
     is_plan_kept: bool = True
     """False once the run was resumed with another schedule."""
     reference: dict[str, Tensor] = field(default_factory=dict)

@@ -11,8 +11,10 @@ from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
-from hf_cyclprune.config import CONFIG_NAME, PruningConfig, load_config
+from hf_cyclprune.config import PruningConfig
+from hf_cyclprune.config_file import CONFIG_NAME, load_config
 from hf_cyclprune.files import read_json
 from hf_cyclprune.packing.model import read_model
 from hf_cyclprune.reporting.metrics import evaluated, is_number
@@ -27,6 +29,7 @@ from hf_cyclprune.reporting.report import (
 from hf_cyclprune.reporting.run import RECORD_NAME, Run, RunRecord, load_record
 from hf_cyclprune.reporting.weights import MOST_ZEROS_BY_CHANCE
 
+logger = logging.get_logger(__name__)
 _TRAINER_STATE = "trainer_state.json"
 _ALL_RESULTS, _EVAL_RESULTS = "all_results.json", "eval_results.json"  # of Trainer.save_metrics
 
@@ -73,7 +76,14 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def _read_config(folder: Path) -> PruningConfig | None:
-    return load_config(folder) if (folder / CONFIG_NAME).is_file() else None
+    """Return the config of a folder; None where there is none, or none that is known here."""
+    if not (folder / CONFIG_NAME).is_file():
+        return None
+    try:
+        return load_config(folder)
+    except ValueError as error:
+        logger.warning(f"The settings of the run are left out: {error}")
+        return None
 
 
 def _read_optional(path: Path) -> dict[str, Any]:
@@ -150,6 +160,7 @@ def report_folder(folder: str | Path, model: PreTrainedModel | None = None) -> S
     """
     model = model if model is not None else read_model(folder)
     config, saved = _read_config(Path(folder)), load_report(folder)
+    known = config if config is not None else saved
     weights: PreTrainedModel | dict[str, Tensor] = model
     if saved is not None and saved.weights:  # a run may have had targets of its own
         named = dict(model.named_parameters(remove_duplicate=False))
@@ -164,6 +175,6 @@ def report_folder(folder: str | Path, model: PreTrainedModel | None = None) -> S
         weights,
         patterns=[*CHECKED_PATTERNS, config.pattern] if config else CHECKED_PATTERNS,
         cycles=saved.cycles if saved is not None else (),
-        target_sparsity=config.target_sparsity if config else None,
+        target_sparsity=known.target_sparsity if known is not None else None,
         parameters=model.parameters(),
     )

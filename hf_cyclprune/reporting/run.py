@@ -39,6 +39,8 @@ class RunRecord:
     """Versions of hf_cyclprune, transformers, torch and so on."""
     dense_metrics: dict[str, float] = field(default_factory=dict)
     """Results of a dense run of the same task that this one is compared with."""
+    restarts_lr: bool | None = None
+    """Whether the learning rate restarted with every cycle."""
     is_plan_kept: bool = True
     """False if the run was resumed with another schedule."""
     reach: float | None = None

@@ -5,7 +5,7 @@ from weakref import WeakSet
 
 from transformers import TrainingArguments
 
-from hf_cyclprune.checks import check_known, use_python_numbers_
+from hf_cyclprune.checks import check_known, use_json_values_
 from hf_cyclprune.config import PruningConfig, config_from_dict, config_to_dict
 from hf_cyclprune.methods import METHODS
 from hf_cyclprune.training.averaging import first_fixed_step
@@ -60,12 +60,13 @@ class PruningArguments(PruningConfig, TeacherOptions, TrainingArguments):
 
     def pruning_config(self) -> PruningConfig | None:
         """The validated pruning options as they are now; None if nothing is pruned."""
-        use_python_numbers_(self)
+        use_json_values_(self)
         self._is_read = True
         options = config_to_dict(self)
         if self.is_pruning:
             return config_from_dict(options)
-        changed = [k for k, v in options.items() if v != _DEFAULTS[k] and k != "sparsity"]
+        of_dense_runs = ("sparsity", "fix_loss_scaling")  # to be trained as pruned ones are
+        changed = [k for k, v in options.items() if v != _DEFAULTS[k] and k not in of_dense_runs]
         if changed:
             raise ValueError(
                 f"{changed[0]} must come with sparsity or an n:m pattern; got "

@@ -1,6 +1,5 @@
 """When to prune: the events of a Trainer, handed on to the run."""
 
-import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -19,18 +18,19 @@ from hf_cyclprune.training.cycle_log import show_line
 from hf_cyclprune.training.damage import checkpoint_folder
 from hf_cyclprune.training.describe import trained_module
 from hf_cyclprune.training.health import check_weights, warn_if_off_target, warn_of_unfrozen
-from hf_cyclprune.training.lr import restarts
+from hf_cyclprune.training.prerequisites import warn_of_inflated_loss, warn_of_scheduler
 from hf_cyclprune.training.run import PruningRun
 
 
 class PruningCallback(TrainerCallback):
     """Prunes the model of any Trainer: masks on the schedule's pruning steps, zeros in every step.
 
-    Used alone it cannot restart the learning rate, or choose a best model that is at the target
-    sparsity; `PruningTrainer` adds these. It writes what a resumed run needs into the checkpoints
-    in `output_dir`, after the Trainer, but in no search and with no `enable_jit_checkpoint`. From
-    others it rebuilds the masks by the zeros, if these tell all that the method needs, and are as
-    many as the schedule demands. SetFit's Trainer trains the body of its model: that is pruned.
+    Used alone it cannot restart the learning rate, choose a best model that is at the target
+    sparsity, or `fix_loss_scaling`; `PruningTrainer` adds these. It writes what a resumed run needs
+    into the checkpoints in `output_dir`, after the Trainer, but in no search and with no
+    `enable_jit_checkpoint`. From others it rebuilds the masks by the zeros, if these tell all that
+    the method needs, and are as many as the schedule demands. SetFit's Trainer trains the body of
+    its model: that is pruned.
 
     When a cycle has ended, and after its evaluation, the console shows one line on it; not with
     `logging_strategy="no"`, nor where transformers shows errors only (`log_level="error"`).
@@ -119,15 +119,10 @@ class PruningCallback(TrainerCallback):
         config = self._check_args(args)
         if config is None:
             return
-        is_restarting = self.is_in_pruning_trainer or restarts(kwargs.get("lr_scheduler"))
-        if config.restarts_lr and not is_restarting:
-            warnings.warn(
-                "The learning rate does not restart with every pruning cycle in this Trainer. Use "
-                "PruningTrainer, pass optimizers= with get_restarting_scheduler, or set "
-                "lr_restarts=False.",
-                stacklevel=1,
-            )
         model = trained_module(kwargs["model"], kwargs.get("st_model"))
+        warn_of_scheduler(config, kwargs.get("lr_scheduler"))
+        if not self.is_in_pruning_trainer:
+            warn_of_inflated_loss(config, args, model)
         optimizer = kwargs.get("optimizer")
         is_guess = not self.is_in_pruning_trainer
         folder = checkpoint_folder(args.output_dir, state) if is_guess else self.resume_folder

@@ -64,7 +64,8 @@ def get_restarting_scheduler(
 
 def restarts(lr_scheduler: Any) -> bool:
     """Whether this scheduler came from `get_restarting_scheduler`."""
-    lambdas = getattr(lr_scheduler, "lr_lambdas", [])
+    own = getattr(lr_scheduler, "scheduler", lr_scheduler)  # accelerate wraps it
+    lambdas = getattr(own, "lr_lambdas", [])
     return any(hasattr(function, "num_restarts") for function in lambdas)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import nn
-from transformers import Trainer, TrainerState
+from transformers import Trainer, TrainerState, TrainingArguments
 from transformers.utils import logging
 
 from hf_cyclprune.config import PruningConfig
@@ -14,7 +14,7 @@ from hf_cyclprune.pruning.targets import find_sparsity
 from hf_cyclprune.reporting.numbers import percent
 from hf_cyclprune.reporting.weights import MOST_ZEROS_BY_CHANCE
 from hf_cyclprune.training.describe import bare_model
-from hf_cyclprune.training.lr import check_restartable, check_scheduler
+from hf_cyclprune.training.lr import check_restartable, check_scheduler, restarts
 from hf_cyclprune.training.upstream import is_loss_inflated
 
 logger = logging.get_logger(__name__)
@@ -46,6 +46,30 @@ def prepare_trainer(trainer: Trainer, config: PruningConfig) -> bool:
 def has_inflated_loss(trainer: Trainer) -> bool:
     """Whether the Trainer multiplies its model's loss by accumulation steps and processes."""
     return trainer.model is not None and is_loss_inflated(bare_model(trainer))
+
+
+def warn_of_scheduler(config: PruningConfig, lr_scheduler: object) -> None:
+    """Warn if the learning rate should restart with the cycles, and does not."""
+    if config.restarts_lr and not restarts(lr_scheduler):
+        warnings.warn(
+            "The learning rate does not restart with every pruning cycle in this Trainer. Use "
+            "PruningTrainer with its own create_scheduler, pass optimizers= with "
+            "get_restarting_scheduler to another Trainer, or set lr_restarts=False.",
+            stacklevel=2,
+        )
+
+
+def warn_of_inflated_loss(config: PruningConfig, args: TrainingArguments, model: nn.Module) -> None:
+    """Warn if a stock Trainer multiplies the loss, which the plain callback cannot undo."""
+    factor = args.gradient_accumulation_steps * args.world_size
+    if config.fix_loss_scaling and factor > 1 and is_loss_inflated(model):
+        warnings.warn(
+            f"This Trainer makes the loss and its gradients {factor} times too large for "
+            f"{type(model).__name__}, and fix_loss_scaling needs PruningTrainer. Set "
+            "model.accepts_loss_kwargs = False before the Trainer is made, or "
+            "fix_loss_scaling=False to leave it so.",
+            stacklevel=2,
+        )
 
 
 def check_engine(model: nn.Module) -> None:

@@ -107,6 +107,7 @@ class Publisher:
             metrics=metrics,
             card=self._card_options,
             dense_metrics=self._dense_metrics,
+            restarts_lr=run.history.restarts_lr,
             is_plan_kept=run.history.is_plan_kept,
             reach=run.history.reach,
         )

@@ -15,6 +15,15 @@ from hf_cyclprune.pruning.pruner import Pruner
 from hf_cyclprune.pruning.snapshot import restore_snapshot, take_snapshot
 from hf_cyclprune.training.state import PruningState, load_state, place_in
 
+_BESIDE_MASKS = {
+    "reset_momentum",
+    "eval_cycle_ends",
+    "save_cycle_ends",
+    "fix_loss_scaling",
+    "ema_decay",
+}
+"""Options that neither choose masks nor the steps at which they are chosen."""
+
 
 def find_state(
     pruner: Pruner, checkpoint: Path | None, number: int, is_guess: bool
@@ -114,17 +123,20 @@ def forget_best_off_target(pruner: Pruner, state: TrainerState) -> None:
 
 
 def warn_of_changes(saved: PruningState, config: dict[str, Any], total_steps: int) -> bool:
-    """Warn if the run now has other settings than when it was saved; return whether it has."""
+    """Warn if the run now has other settings than when it was saved; return whether masks change.
+
+    They do where the schedule, or what is pruned by it, is another one.
+    """
     before = {**saved.config, "max_steps": saved.total_steps}
     now = {**config, "max_steps": total_steps}
-    changes = [f"{k} {before.get(k)!r} -> {v!r}" for k, v in now.items() if before.get(k) != v]
+    changes = {k: f"{k} {before.get(k)!r} -> {v!r}" for k, v in now.items() if before.get(k) != v}
     if changes:
         warnings.warn(
             "The pruning run is resumed with other settings, which are in force from here on: "
-            f"{', '.join(changes)}.",
+            f"{', '.join(changes.values())}.",
             stacklevel=2,
         )
-    return bool(changes)
+    return not changes.keys() <= _BESIDE_MASKS
 
 
 def check_rebuildable(pruner: Pruner) -> None:

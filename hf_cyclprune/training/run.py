@@ -21,6 +21,7 @@ from hf_cyclprune.reporting.report import SparsityReport
 from hf_cyclprune.training.averaging import WeightAverage
 from hf_cyclprune.training.counts import Counts
 from hf_cyclprune.training.cycle_teacher import CycleTeacher
+from hf_cyclprune.training.lr import restarts
 from hf_cyclprune.training.prerequisites import (
     check_engine,
     check_whole,
@@ -101,6 +102,7 @@ class PruningRun:
     def measure_reach(self, optimizer: object, lr_scheduler: object) -> None:
         """Find out how far returning weights can travel, and warn if they cannot recover."""
         pruner, history = self.pruner, self.history
+        history.restarts_lr = restarts(lr_scheduler)
         if self.has_cycles and history.reach is None:
             history.reach = find_reach(pruner.shards, pruner.schedule, optimizer, lr_scheduler)
             warn_of_reach(pruner, history.reach, self.config.plan.criterion)
@@ -131,7 +133,7 @@ class PruningRun:
             if warn_of_changes(saved, config_to_dict(self.config), pruner.schedule.total_steps):
                 self.history.is_plan_kept = False
                 if self.has_cycles:
-                    # The new schedule may have no pruning step left: prune after the next step.
+                    # There may be no pruning step left: prune after the next step.
                     pruner.pending = set(range(len(pruner.groups)))
         elif self.has_cycles:
             check_rebuildable(pruner)

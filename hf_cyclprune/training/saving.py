@@ -14,7 +14,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from hf_cyclprune.card.card import Card
-from hf_cyclprune.config import save_config
+from hf_cyclprune.config_file import save_config
 from hf_cyclprune.hub.page import remove_extras
 from hf_cyclprune.packing.weights import fingerprint
 from hf_cyclprune.reporting.run import RunRecord

@@ -124,8 +124,13 @@ class PruningTrainer(Trainer):
     def compute_loss(self, model: Any, *args: Any, **kwargs: Any) -> Any:
         loss = partial(super().compute_loss, model)
         if self.distillation is not None and model.training:  # an evaluation has the labels' loss
-            return self.distillation.teach(loss, *args, **kwargs)
+            return self.distillation.teach(model, loss, *args, **kwargs)
         return loss(*args, **kwargs)
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step >= self.state.max_steps:  # the checkpoint of the last step
+            return upstream.NO_BATCH
+        return super().get_batch_samples(*args, **kwargs)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         loss: Tensor = super().training_step(*args, **kwargs)

@@ -16,6 +16,12 @@ from transformers.integrations import deepspeed
 from transformers.trainer import TRAINER_STATE_NAME
 
 _EFFICIENT = "FSDP_CPU_RAM_EFFICIENT_LOADING"
+NO_BATCH: tuple[list[Any], None] = ([], None)
+"""What `get_batch_samples` returns after the last step, so that a Trainer takes no further one.
+
+Otherwise a run that is resumed from the checkpoint of its last step takes a step beyond max_steps,
+unless an epoch ends there. Remove when the Trainer looks before it takes a step.
+"""
 
 
 @contextmanager

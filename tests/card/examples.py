@@ -37,6 +37,7 @@ RECORD = RunRecord(
     step=1000,
     weights_step=1000,
     total_steps=1000,
+    restarts_lr=True,
     metrics={"eval_accuracy": 0.84, "eval_loss": 0.4321, "eval_runtime": 9.0, "eval_samples": 100},
     base_model="lab/base",
     card={

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from hf_cyclprune.card.card import Card
 from hf_cyclprune.card.rendering import is_own_card, make_card
-from hf_cyclprune.config import PruningConfig, load_config, save_config
+from hf_cyclprune.config import PruningConfig
+from hf_cyclprune.config_file import load_config, save_config
 from hf_cyclprune.methods import METHODS
 from hf_cyclprune.reporting.report import SparsityReport, load_report
 from hf_cyclprune.reporting.run import RunRecord, load_record

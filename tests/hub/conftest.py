@@ -3,7 +3,7 @@ import json
 import pytest
 
 from hf_cyclprune import PruningConfig
-from hf_cyclprune.config import save_config
+from hf_cyclprune.config_file import save_config
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from hf_cyclprune import PruningConfig, pack, prune_, unpack
-from hf_cyclprune.config import save_config
+from hf_cyclprune.config_file import save_config
 from hf_cyclprune.hub.folder import card_of_folder
 from hf_cyclprune.hub.push import push_folder
 from hf_cyclprune.hub.remote import staged

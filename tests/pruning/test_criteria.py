@@ -161,6 +161,16 @@ def test_a_function_becomes_a_criterion_and_stays_a_function(registry):
     assert torch.equal(product(2 * ones, 3 * ones), 6 * ones)
 
 
+def test_scores_of_another_shape_are_refused_with_the_name():
+    class Means(Criterion):
+        def score(self, rows):
+            return rows.weight.abs().mean(1, keepdim=True)
+
+    pruner = Pruner({"a": torch.randn(4, 4)}, Schedule(0.5, 2), Means(), Unstructured())
+    with pytest.raises(ValueError, match=r"\(4, 4\); the criterion Means gave \(4, 1\)"):
+        pruner.step(2)
+
+
 def test_a_class_is_registered_as_it_is(registry):
     @criterion("mine")
     class Mine(Criterion):

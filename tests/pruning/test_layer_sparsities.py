@@ -15,6 +15,13 @@ def test_the_others_make_up_the_total_at_every_sparsity():
     assert pattern.num_pruned(SHAPES, 0.0) == [0, 0, 0]
 
 
+def test_they_may_be_of_all_weights_if_they_make_up_the_total():
+    pattern = LayerSparsities((("[ab]", 0.9), ("c", 0.7)), total=0.8)
+    pattern.check(SHAPES)
+    assert pattern.num_pruned(SHAPES, 0.8) == [90, 90, 140]
+    assert pattern.num_pruned(SHAPES, 0.4) == [45, 45, 70]
+
+
 def test_a_run_ends_with_the_given_sparsities_and_the_total(train):
     config = PruningConfig(
         sparsity=0.8, num_cycles=2, layer_sparsities=["query=0.5", r"layer\.1.*dense=0.9"]
@@ -55,8 +62,8 @@ def test_they_do_not_go_with_a_pattern_or_a_scope(options):
     ("given", "message"),
     [
         ("mlp=0.5", "'mlp', which matches none.*'bert"),
-        (".=0.5", r"leave a sparsity of inf to the other weights"),
-        ("query|key|value|dense=0.1", r"leave a sparsity of inf"),
+        (".=0.5", r"add up to the sparsity of 0\.9; got 0\.5 for all"),
+        ("query|key|value|dense=0.1", r"got 0\.1 for all"),
         ("query=0", r"leave a sparsity of 1\.029"),
     ],
 )

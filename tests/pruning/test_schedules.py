@@ -1,3 +1,4 @@
+import math
 from fractions import Fraction
 
 import pytest
@@ -226,6 +227,20 @@ def test_every_ramp_is_monotone_inside_the_unit_interval_and_ends_at_exactly_one
     assert values == sorted(values)
     assert values[0] >= 0.0
     assert values[-1] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda x: 1.5 * x, r"'mine' at 1\.0 must be in \[0, 1\]; got 1\.5"),
+        (lambda x: math.nan, r"'mine' at 0\.0 must be in \[0, 1\]; got nan"),
+        (lambda x: 0.9 * x, r"'mine' must be 1 at 1\.0.*got 0\.9"),
+    ],
+)
+def test_a_ramp_that_ends_elsewhere_is_refused(function, message, monkeypatch):
+    monkeypatch.setitem(RAMPS, "mine", function)
+    with pytest.raises(ValueError, match=message):
+        Schedule(0.8, 10, ramp="mine")
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,8 @@
 
 import json
 
-from hf_cyclprune.config import PruningConfig, save_config
+from hf_cyclprune.config import PruningConfig
+from hf_cyclprune.config_file import save_config
 from hf_cyclprune.reporting.cycles import CycleReport
 from hf_cyclprune.reporting.report import SparsityReport
 from hf_cyclprune.reporting.run import Run, RunRecord

@@ -2,7 +2,9 @@ import json
 
 import pytest
 import torch
+from transformers.utils import logging
 
+from hf_cyclprune import CRITERIA, PruningConfig, SparsityReport, save_config
 from hf_cyclprune.reporting.folder import (
     distinct_names,
     read_dense_metrics,
@@ -153,3 +155,19 @@ def test_a_class_that_is_none_gives_way_to_that_of_the_type(saved, value):
     config = json.loads((saved / "config.json").read_text())
     (saved / "config.json").write_text(json.dumps(config | {"architectures": value}))
     assert report_folder(saved).num_weights == 4096
+
+
+def test_a_run_with_a_criterion_of_ones_own_is_reported_without_its_code(
+    tiny_bert, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setitem(CRITERIA, "mine", CRITERIA["magnitude"])
+    model, config = tiny_bert(), PruningConfig(sparsity=0.8, criterion="mine", scope="layer")
+    model.save_pretrained(tmp_path)
+    save_config(config, tmp_path)
+    SparsityReport.measure(model, target_sparsity=0.8).save(tmp_path)
+    monkeypatch.delitem(CRITERIA, "mine")
+    monkeypatch.setattr(logging.get_logger("transformers"), "propagate", True)
+    report = report_folder(tmp_path)
+    assert "settings of the run are left out" in caplog.text
+    assert (report.num_zeros, report.target_sparsity, report.is_at_target) == (0, 0.8, False)
+    assert read_run(tmp_path).config is None

@@ -1,3 +1,4 @@
+import dataclasses
 import warnings
 
 import pytest
@@ -50,14 +51,14 @@ def test_micro_batches_do_not_advance_the_schedule(train):
             seen[args.train_batch_size].append((state.global_step, self.pruner.sparsity))
             return super().on_step_end(args, state, control, **kwargs)
 
-    seen = {8: [], 1: []}
+    config, seen = dataclasses.replace(CONFIG, fix_loss_scaling=False), {8: [], 1: []}
     for batch_size, accumulation in [(8, 1), (1, 8)]:
         args = {
             "per_device_train_batch_size": batch_size,
             "gradient_accumulation_steps": accumulation,
             "max_steps": 20,
         }
-        train(Trainer, args=args, callbacks=[Watch(CONFIG)])
+        train(Trainer, args=args, callbacks=[Watch(config)])
     assert seen[8] == seen[1]
     assert len(seen[8]) == 20
 
@@ -67,6 +68,18 @@ def test_it_warns_once_that_the_learning_rate_does_not_restart(train):
     with pytest.warns(UserWarning, match="does not restart") as caught:
         train(Trainer, callbacks=[PruningCallback(config)])
     assert sum("does not restart" in str(w.message) for w in caught) == 1
+
+
+def test_it_warns_of_a_loss_that_it_cannot_mend(train, tiny_bert):
+    args, model = {"gradient_accumulation_steps": 4, "max_steps": 4}, tiny_bert()
+    with pytest.warns(UserWarning, match="gradients 4 times too large for BertForSequence"):
+        train(Trainer, args=args, callbacks=[PruningCallback(CONFIG)])
+    left = dataclasses.replace(CONFIG, fix_loss_scaling=False)
+    model.accepts_loss_kwargs = False
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "This Trainer makes the loss")
+        train(Trainer, args=args, callbacks=[PruningCallback(left)])
+        train(Trainer, args=args, callbacks=[PruningCallback(CONFIG)], model=model)
 
 
 def test_it_is_silent_when_the_learning_rate_restarts_by_our_function(train, tiny_bert):

@@ -3,6 +3,7 @@ import torch
 from transformers import get_scheduler
 
 from hf_cyclprune import PruningConfig, PruningTrainer, Schedule, get_restarting_scheduler
+from hf_cyclprune.card.rendering import make_card
 
 
 def rates(scheduler, optimizer, num_steps):
@@ -88,6 +89,21 @@ def test_the_peak_of_the_restarts_can_shrink():
     falling = [1 - u / 10 for u in range(10)]
     expected = [*falling, *(rate / 2 for rate in falling)]
     assert rates(scheduler, optimizer, 20) == pytest.approx(expected)
+
+
+def test_a_trainer_with_another_schedule_warns_and_its_card_does_not_claim_restarts(train):
+    class Constant(PruningTrainer):
+        def create_scheduler(self, num_training_steps, optimizer=None):
+            self.lr_scheduler = get_scheduler("constant", optimizer or self.optimizer)
+            self._created_lr_scheduler = True
+            return self.lr_scheduler
+
+    config = PruningConfig("cyclical", sparsity=0.8, num_cycles=2)
+    with pytest.warns(UserWarning, match="does not restart with every pruning cycle"):
+        card = make_card(train(Constant, pruning_config=config).model_card())
+    assert "The learning rate had a schedule of its own" in card
+    card = make_card(train(PruningTrainer, pruning_config=config).model_card())
+    assert "The learning rate runs its whole schedule once in each of the 2 cycles." in card
 
 
 def test_the_option_for_shrinking_peaks_reaches_the_trainers_schedule(train):

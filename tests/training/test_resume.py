@@ -1,6 +1,7 @@
 """A run that is interrupted anywhere goes on as if nothing had happened, bit for bit."""
 
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
@@ -140,6 +141,7 @@ def _scheduler_with_a_pause(self, num_training_steps, optimizer=None):
     def factor(finished):
         return 0.0 if finished == ON_EDGE - 1 else 1.0
 
+    factor.num_restarts = 1  # it passes for one that restarts
     self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
     self._created_lr_scheduler = True
     return self.lr_scheduler
@@ -319,6 +321,42 @@ def test_other_settings_warn_with_the_differences(train):
     with pytest.warns(UserWarning, match=r"other settings.*sparsity 0\.8 -> 0\.6"):
         trainer = run(train, "trainer", other, resume=True, save_steps=13)
     assert trainer.sparsity_report().is_at_target
+
+
+def test_options_that_choose_no_masks_may_change_and_masks_that_are_fixed_stay(train):
+    """Those of one-shot pruning are of the first step: nothing later may rank the weights again."""
+    config = PruningConfig("one_shot", sparsity=0.8)
+    whole = run(train, "trainer", config)
+    with pytest.raises(ConnectionAbortedError):
+        run(train, "trainer", config, interrupt=INSIDE_RAMP, save_steps=13)
+    other = PruningConfig("one_shot", sparsity=0.8, eval_cycle_ends=True, save_cycle_ends=True)
+    with pytest.warns(UserWarning, match="other settings.*eval_cycle_ends False -> True"):
+        resumed = run(train, "trainer", other, resume=True, save_steps=13)
+    assert_same(whole, resumed)
+    assert resumed.model_card().record.is_plan_kept
+
+
+def test_a_tuple_in_the_place_of_a_list_is_no_other_setting(train):
+    """The checkpoint has a list, since JSON knows no tuples."""
+    config = PruningConfig("one_shot", sparsity=0.8, targets=("query", "key"))
+    whole = run(train, "trainer", config)
+    with pytest.raises(ConnectionAbortedError):
+        run(train, "trainer", config, interrupt=INSIDE_RAMP, save_steps=13)
+    again = PruningConfig("one_shot", sparsity=0.8, targets=("query", "key"))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "The pruning run is resumed")
+        assert_same(whole, run(train, "trainer", again, resume=True, save_steps=13))
+
+
+@pytest.mark.parametrize("config", [None, PruningConfig("pgd", sparsity=0.8)])
+def test_a_run_that_is_resumed_at_its_last_step_takes_no_other(train, config):
+    """The checkpoint of step 40 lies inside the third epoch of 16 steps."""
+    args = {"save_strategy": "steps", "save_steps": 40, "lr_scheduler_type": "constant"}
+    whole = train(PruningTrainer, args=args, pruning_config=config)
+    resumed = train(PruningTrainer, args=args, pruning_config=config, resume=True)
+    assert resumed.state.global_step == 40
+    for name, weight in whole.model.state_dict().items():
+        assert torch.equal(weight, resumed.model.state_dict()[name]), name
 
 
 def test_masks_of_another_model_are_refused(train, tiny_bert):
