@@ -124,6 +124,8 @@ def _replace_(
 ) -> str | None:
     """Replace the layer of this name, or return why it stays."""
     layer = model.get_submodule(name)
+    if layer is model:
+        return "it is the whole model, not a layer of one"
     found = _obstacle(layer, num_owners) or replace(_as_linear(layer))
     if isinstance(found, str):
         return found

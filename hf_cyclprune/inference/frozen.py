@@ -72,15 +72,16 @@ class FrozenLinear(nn.Module):
             RuntimeError: `mode` is True.
         """
         if mode:
-            raise RuntimeError(_REMEDY)
+            raise RuntimeError(f"{_REMEDY} For inference, call model.eval() now.")
         return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FrozenLinear":
         now = fn(torch.empty(0, dtype=self.dtype, device=self.device))
         if (now.device, now.dtype) != (self.device, self.dtype):
             raise ValueError(
-                f"An accelerated model stays on '{self.device}' and in {self.dtype}. Load it "
-                "again, move or convert it, and call accelerate_ after."
+                f"An accelerated model stays on '{self.device}' and in {self.dtype}; some of it "
+                "may have been moved or converted now. Load it again, do so, and call accelerate_ "
+                "after."
             )
         return self
 
@@ -121,6 +122,12 @@ class _LazyWeight(Tensor):
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
+        if isinstance(args[0], cls):
+            if func._schema.is_mutable:
+                raise RuntimeError(_REMEDY)
+            if func is torch.ops.aten.detach.default:  # also `weight.data`, which could be changed
+                return cls.of(args[0].layer)
+
         def dense(value: Any) -> Any:
             return value.layer.to_dense() if isinstance(value, cls) else value
 

@@ -152,6 +152,13 @@ def test_a_layer_of_an_unknown_class_stays_dense():
     assert report.dense == {"0": "what a Doubled computes is not known"}
 
 
+def test_a_model_that_is_one_layer_stays_as_it_is():
+    model = nn.Linear(8, 8)
+    model.weight.data[:7] = 0.0
+    report = accelerate_(model, measure=False)
+    assert (report.sparse, report.dense) == ([], {"": "it is the whole model, not a layer of one"})
+
+
 def test_code_that_reads_the_dtype_of_a_weight_makes_no_dense_copy(monkeypatch):
     """T5 reads that of its `wo` two times in every forward pass."""
     config = T5Config(vocab_size=40, d_model=32, d_ff=64, d_kv=16, num_layers=2, num_heads=2)

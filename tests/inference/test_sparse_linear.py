@@ -205,10 +205,17 @@ def test_training_it_is_an_error_that_says_what_to_do():
         layer.load_state_dict(pruned(20, 30, 0.8).state_dict())
 
 
+def test_its_weight_cannot_be_changed():
+    layer = SparseLinear(pruned(20, 30, 0.8))
+    for change in (lambda w: w.mul_(3), torch.nn.init.zeros_, lambda w: w.data.add_(1)):
+        with pytest.raises(RuntimeError, match="hold no dense weights"):
+            change(layer.weight)
+
+
 def test_it_cannot_be_moved_or_converted():
     layer = SparseLinear(pruned(20, 30, 0.8))
     for move in (lambda: layer.to("meta"), layer.half):
-        with pytest.raises(ValueError, match=r"stays on 'cpu' and in torch\.float32\. Load"):
+        with pytest.raises(ValueError, match=r"stays on 'cpu' and in torch\.float32; some .* Load"):
             move()
     assert layer.to("cpu") is layer
     with pytest.raises(ValueError, match="accelerated for 'cpu'; its input is on 'meta'"):
