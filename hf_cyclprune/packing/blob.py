@@ -33,6 +33,8 @@ _MAGIC = b"HFCP"
 _HEAD = struct.Struct("<4sBBBBI")
 _CODES = {torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
 _DTYPES = {code: dtype for dtype, code in _CODES.items()}
+PACKABLE = tuple(_CODES)
+"""The dtypes of which there are blobs."""
 _MAX_DIMENSIONS = 8
 _PROBLEM = "The packed weight '{}' is damaged or belongs to another model"
 _FAULTS = (PackedError, struct.error, zlib.error)

@@ -107,7 +107,15 @@ def pack_file(source: Path, target: Path, dtype: torch.dtype | None) -> list[str
 
 def _read_as(path: Path, name: str, dtype: torch.dtype | None) -> Tensor:
     tensor = read_tensor(path, name)
-    return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+    if dtype is None or not tensor.is_floating_point():
+        return tensor
+    rounded = tensor.to(dtype)
+    if not torch.equal(rounded.isfinite(), tensor.isfinite()):
+        raise ValueError(
+            f"dtype must be able to hold every weight; got {dtype}, in which '{name}' becomes "
+            "infinite. Pass torch.bfloat16, or keep the weights as they are."
+        )
+    return rounded
 
 
 def _read_blob(file: IO[bytes], start: int, size: int) -> Tensor:

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 
 from hf_cyclprune.files import new_folder, write_json
+from hf_cyclprune.packing.blob import PACKABLE
 from hf_cyclprune.packing.errors import NothingToPackError, as_packed_error
 from hf_cyclprune.packing.file import SUFFIX, find_dtype, pack_file, read_metadata, write_file
 from hf_cyclprune.packing.manifest import (
@@ -50,6 +51,11 @@ def pack_with(
     others: Iterable[str], source: str | Path, target: str | Path, dtype: torch.dtype | None = None
 ) -> None:
     """Pack as `pack` does, with these other files, given by their paths in `source`."""
+    if dtype not in (None, *PACKABLE):
+        raise ValueError(
+            f"dtype must be one of {', '.join(map(str, PACKABLE))}; got {dtype!r}. Leave it out to "
+            "keep the weights as they are."
+        )
     source = Path(source)
     config = read_config(source)
     if "quantization_config" in config:
@@ -64,8 +70,9 @@ def pack_with(
             places |= dict.fromkeys(pack_file(file, folder / name, dtype), name)
         if not any(name.endswith(SUFFIX) for name in places):
             raise NothingToPackError(
-                f"The model in '{source}' cannot be packed: nothing in it is sparse, and no weight "
-                "would get shorter. Prune it first, or keep it as it is."
+                f"The model in '{source}' cannot be packed: nothing in it is sparse and of a dtype "
+                f"that can be packed ({', '.join(map(str, PACKABLE))}). Prune it first, or keep it "
+                "as it is."
             )
         weights = PACKED
         if len(files) > 1:
@@ -129,14 +136,21 @@ def load_packed(folder: str | Path, **options: Any) -> PreTrainedModel:
 
     Raises:
         PackedError: The packed model is damaged; the error names the file or the tensor.
+        ValueError: It was saved by a class that is not one of transformers.
     """
     weights = PackedWeights(Path(folder))
     config = read_model_config(folder)
+    cls = model_class(config)
+    if cls is AutoModel:
+        raise ValueError(
+            f"The model in '{folder}' was saved by {config.architectures}, which is no class of "
+            "transformers. Import hf_cyclprune and use from_pretrained of the class itself."
+        )
     del config.quantization_config
     state_dict = {name: weights.read(name) for name in weights.names}
     problem = f"{folder} does not hold the weights of the model in its config.json"
     with as_packed_error(problem, RuntimeError, what="folder"):
-        model: PreTrainedModel = model_class(config).from_pretrained(
-            None, config=config, state_dict=state_dict, **options, **NO_CODE
+        model: PreTrainedModel = cls.from_pretrained(
+            None, config=config, state_dict=state_dict, **{**options, **NO_CODE}
         )
     return model

@@ -7,7 +7,7 @@ or splits the weights of a file, and leaves no trace on the model and its config
 
 import copy
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from transformers.core_model_loading import (
     ConversionOps,
     WeightConverter,
     WeightRenaming,
+    build_glob_alternation,
     rename_source_key,
 )
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
@@ -93,7 +94,8 @@ class PackedQuantizer(HfQuantizer):
         }
         empty = _tensors(model)
         self.decoder = Decoder(blobs, sum(tensor.numel() for _, tensor in empty))
-        self.expected = {name: (tensor.shape, tensor.dtype) for name, tensor in empty}
+        kept_dtype = _kept_dtypes(model)
+        self.expected = {name: (t.shape, kept_dtype(name) or t.dtype) for name, t in empty}
         return model
 
     # transformers before 5.8 adds these to its own, of which only one applies to each tensor: a
@@ -209,6 +211,21 @@ def _check_not_needed(names: Iterable[str], model: PreTrainedModel) -> None:
                 "other tensors before it can be decoded. Use hf_cyclprune.load_packed(folder), or "
                 "transformers 5.8 or newer if this one is older."
             )
+
+
+def _kept_dtypes(model: Any) -> Callable[[str], torch.dtype | None]:
+    """Return what tells the dtype that a tensor has whatever the model's: T5 keeps some in fp32."""
+    if hasattr(model, "_get_dtype_plan"):
+        plan = model._get_dtype_plan(model.dtype)
+    else:  # transformers 5.0
+        plan = model.dtype_plan
+    pattern, globs, _ = build_glob_alternation(list(plan))
+
+    def find(name: str) -> torch.dtype | None:
+        found = pattern.search(name) if plan else None
+        return plan[globs[str(found.lastgroup)]] if found is not None else None
+
+    return find
 
 
 def _tensors(model: PreTrainedModel) -> list[tuple[str, Tensor]]:

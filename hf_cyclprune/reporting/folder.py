@@ -164,6 +164,8 @@ def report_folder(folder: str | Path, model: PreTrainedModel | None = None) -> S
     weights: PreTrainedModel | dict[str, Tensor] = model
     if saved is not None and saved.weights:  # a run may have had targets of its own
         named = dict(model.named_parameters(remove_duplicate=False))
+        prefix = f"{model.base_model_prefix}."  # of a class of one's own only the base is here
+        named |= {prefix + name: p for name, p in named.items() if prefix + name not in named}
         missing = [weight.name for weight in saved.weights if weight.name not in named]
         if missing:
             raise ValueError(

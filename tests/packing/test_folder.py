@@ -121,6 +121,18 @@ def test_packing_in_another_dtype_gives_the_rounded_weights(made, tmp_path, dtyp
     assert contents(tmp_path / "dense") == contents(tmp_path / "expected")
 
 
+def test_a_dtype_that_cannot_hold_the_weights_is_refused(dense, tmp_path):
+    weights = load_file(dense / DENSE)
+    weights[BIAS][0] = 1e6
+    save_file(weights, dense / DENSE, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=rf"float16, in which '{BIAS}' becomes infinite"):
+        pack(dense, tmp_path / "out", torch.float16)
+    pack(dense, tmp_path / "out", torch.bfloat16)
+    for dtype in (torch.float64, "bfloat16"):
+        with pytest.raises(ValueError, match=r"dtype must be one of torch\.float32, torch\.bf"):
+            pack(dense, tmp_path / "other", dtype)
+
+
 def test_integers_and_doubles_travel_with_the_floats(dense, tmp_path):
     tensors = load_file(dense / DENSE)
     tensors |= {"ids": torch.arange(16)[None], "flags": torch.ones(3, 3, dtype=torch.bool)}

@@ -20,7 +20,7 @@ from transformers import (
     pipeline,
 )
 
-from hf_cyclprune import load_packed, pack, unpack, verify
+from hf_cyclprune import PruningConfig, load_packed, pack, prune_, unpack, verify
 from tests.hub.repos import make_tokenizer
 from tests.packing.models import MODELS, PACKED, assert_same_weights, contents, new_model
 
@@ -346,3 +346,39 @@ def test_without_the_import_there_is_an_error_and_never_random_weights(packed):
         assert line.startswith("OSError")
         assert "model.safetensors" in line
     assert len(done.stdout.splitlines()) == 2
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float16, torch.bfloat16])
+def test_what_an_architecture_keeps_in_fp32_stays_so(tmp_path, dtype):
+    """T5 in fp16 has its `wo` in fp32, in memory and in the file."""
+    config = transformers.T5Config(
+        vocab_size=40, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2
+    )
+    torch.manual_seed(0)
+    model = transformers.T5ForConditionalGeneration(config)
+    prune_(model, PruningConfig(sparsity=0.8))
+    model.save_pretrained(tmp_path / "fp32")
+    half = type(model).from_pretrained(tmp_path / "fp32", dtype=torch.float16)
+    packed = save(half, tmp_path)
+    options = {} if dtype is None else {"dtype": dtype}
+    dense, other = (type(model).from_pretrained(f, **options) for f in (tmp_path / "dense", packed))
+    assert_same_weights(dense, other)
+    assert dense.encoder.block[0].layer[1].DenseReluDense.wo.weight.dtype == (
+        torch.bfloat16
+        if dtype == torch.bfloat16 and transformers.__version__ != "5.0.0"
+        else torch.float32
+    )
+    assert verify(tmp_path / "dense", packed) is None
+
+
+class Mine(BertForSequenceClassification):
+    """A class that transformers does not know."""
+
+
+def test_a_class_of_ones_own_loads_itself_and_load_packed_says_so(tmp_path):
+    model = Mine(new_model().config)
+    model.load_state_dict(new_model().state_dict())
+    packed = save(model, tmp_path)
+    assert_same_weights(Mine.from_pretrained(packed), model)
+    with pytest.raises(ValueError, match=r"\['Mine'\], which is no class of .* use from_pre"):
+        load_packed(packed)

@@ -2,9 +2,10 @@ import json
 
 import pytest
 import torch
+from transformers import BertForSequenceClassification, BertModel, BertPreTrainedModel
 from transformers.utils import logging
 
-from hf_cyclprune import CRITERIA, PruningConfig, SparsityReport, save_config
+from hf_cyclprune import CRITERIA, PruningConfig, SparsityReport, prune_, save_config
 from hf_cyclprune.reporting.folder import (
     distinct_names,
     read_dense_metrics,
@@ -155,6 +156,33 @@ def test_a_class_that_is_none_gives_way_to_that_of_the_type(saved, value):
     config = json.loads((saved / "config.json").read_text())
     (saved / "config.json").write_text(json.dumps(config | {"architectures": value}))
     assert report_folder(saved).num_weights == 4096
+
+
+class Mine(BertForSequenceClassification):
+    """A class of one's own, with the names of one of transformers."""
+
+
+class Head(BertPreTrainedModel):
+    """Another one, under whose names AutoModel finds nothing."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.encoder_of_mine = BertModel(config)
+        self.post_init()
+
+
+def test_the_model_of_a_class_of_ones_own_is_counted_or_refused_but_never_drawn(
+    tiny_bert, tmp_path
+):
+    config = PruningConfig(sparsity=0.8, scope="layer")
+    for cls in (Mine, Head):
+        model = cls(tiny_bert().config)
+        counted = prune_(model, config)
+        model.save_pretrained(tmp_path / cls.__name__)
+        counted.save(tmp_path / cls.__name__)
+    assert report_folder(tmp_path / "Mine").num_zeros == counted.num_zeros
+    with pytest.raises(ValueError, match=r"no 'encoder\.layer\.0.*\['Head'\]; .* SparsityReport"):
+        report_folder(tmp_path / "Head")
 
 
 def test_a_run_with_a_criterion_of_ones_own_is_reported_without_its_code(
