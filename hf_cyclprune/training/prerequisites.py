@@ -10,6 +10,7 @@ from transformers.utils import logging
 
 from hf_cyclprune.config import PruningConfig
 from hf_cyclprune.engines.shards import Shards
+from hf_cyclprune.packing.manifest import is_packed
 from hf_cyclprune.pruning.targets import find_sparsity
 from hf_cyclprune.reporting.numbers import percent
 from hf_cyclprune.reporting.weights import MOST_ZEROS_BY_CHANCE
@@ -79,6 +80,13 @@ def check_engine(model: nn.Module) -> None:
             "fsdp must be FSDP2, since FSDP1 joins the weights into flat tensors; got version 1. "
             'Set fsdp_config={"version": 2, ...}, or "fsdp_version: 2" for accelerate launch.'
         )
+
+
+def forget_packed_(model: nn.Module) -> None:
+    """Take the mark of a packed folder off a dense model that was built from the config there."""
+    config = getattr(model, "config", None)
+    if is_packed(getattr(config, "quantization_config", None)):
+        del config.quantization_config  # type: ignore[union-attr]
 
 
 def check_whole(shards: Shards) -> None:

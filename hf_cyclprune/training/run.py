@@ -26,6 +26,7 @@ from hf_cyclprune.training.prerequisites import (
     check_engine,
     check_whole,
     claim_weights,
+    forget_packed_,
     warn_of_low_precision,
     warn_of_zeros,
 )
@@ -79,6 +80,7 @@ class PruningRun:
             ValueError: the model, the training engine or the checkpoint does not fit the config.
         """
         check_engine(model)
+        forget_packed_(model)
         reshard(model)
         targets = find_targets(model, config.targets, config.ignore)
         number = claim_weights(state, targets)

@@ -20,7 +20,7 @@ from transformers import (
     pipeline,
 )
 
-from hf_cyclprune import PruningConfig, load_packed, pack, prune_, unpack, verify
+from hf_cyclprune import PruningConfig, PruningTrainer, load_packed, pack, prune_, unpack, verify
 from tests.hub.repos import make_tokenizer
 from tests.packing.models import MODELS, PACKED, assert_same_weights, contents, new_model
 
@@ -382,3 +382,14 @@ def test_a_class_of_ones_own_loads_itself_and_load_packed_says_so(tmp_path):
     assert_same_weights(Mine.from_pretrained(packed), model)
     with pytest.raises(ValueError, match=r"\['Mine'\], which is no class of .* use from_pre"):
         load_packed(packed)
+
+
+def test_a_model_built_from_the_config_of_a_packed_one_is_saved_as_a_dense_one(
+    packed, train, tmp_path
+):
+    model = BertForSequenceClassification(AutoConfig.from_pretrained(packed))
+    config, args = PruningConfig(sparsity=0.5), {"max_steps": 4}
+    trainer = train(PruningTrainer, model=model, args=args, pruning_config=config)
+    trainer.save_model(tmp_path / "new")
+    again = BertForSequenceClassification.from_pretrained(tmp_path / "new")
+    assert_same_weights(again, model)
