@@ -150,7 +150,8 @@ class _Loader(yaml.BaseLoader):  # type: ignore[misc]  # yaml has no types
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         make = self.construct_object
-        return _without_twins([(make(key, deep), make(value, deep)) for key, value in node.value])
+        parts = [(str(make(key, True)), make(value, deep)) for key, value in node.value]
+        return _without_twins(parts)
 
 
 def _read_file(path: Path) -> dict[str, Any]:

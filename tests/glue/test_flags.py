@@ -174,6 +174,7 @@ def test_what_is_wrong_is_named(argv, message):
         ("- sst2", "FILE must hold names and values"),
         ("a: [", "FILE must hold names and values"),
         ("a: [", "expected the node content"),
+        ("? [a, b]\n: c", "Unknown flag '['a', 'b']'"),
         ("sparsity: 80%", "sparsity must be a number; got '80%'. Write 0.8 for 80%."),
         ("task: sst2", "Unknown flag 'task'. Did you mean --task_name?"),
         ("max_steps: null", "max_steps must be a single value; got null"),
