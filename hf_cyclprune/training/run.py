@@ -83,9 +83,8 @@ class PruningRun:
         forget_packed_(model)
         reshard(model)
         targets = find_targets(model, config.targets, config.ignore)
-        number = claim_weights(state, targets)
         pruner = config.build_pruner(targets, state.max_steps, optimizer)
-        run = cls(config, pruner, model, number=number)
+        run = cls(config, pruner, model, number=claim_weights(state, targets))
         check_finite(pruner.shards)
         warn_of_low_precision(pruner.shards)
         if config.ema_decay is not None:
