@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from hf_cyclprune.checks import check_instance
 from hf_cyclprune.config import PruningConfig
 from hf_cyclprune.engines.shards import Shards
+from hf_cyclprune.packing.manifest import forget_packed_
 from hf_cyclprune.pruning.activations import Batch, show_inputs
 from hf_cyclprune.pruning.compensation import OutputErrors, compensate_
 from hf_cyclprune.pruning.pruner import Pruner
@@ -39,9 +40,9 @@ def prune_(
     """
     check_instance("config", config, PruningConfig, "sparsity=0.9")
     targets = find_targets(model, config.targets, config.ignore)
+    forget_packed_(model)
     check_finite(Shards(targets))
-    sparsity = _check_target(config)
-    config = _without_training(config)
+    sparsity, config = _check_target(config), _without_training(config)
     pruner = config.build_pruner(targets, total_steps=config.plan.num_cycles)
     _check_criterion(pruner, config.plan.criterion, has_inputs=calibration is not None)
     errors: OutputErrors = {}

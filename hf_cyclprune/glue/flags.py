@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 from argparse import Action, Namespace
 from collections.abc import Sequence
@@ -206,8 +207,8 @@ def _complete(values: dict[str, Any]) -> dict[str, Any]:
     """Add the defaults that depend on the other values and on the machine."""
     method = METHODS.get(values.get("method", PruningConfig.method))  # the config names an unknown
     defaults: dict[str, Any] = dict(method.training) if method is not None else {}
-    paths = {k: values[k] for k in _PATHS if str(values.get(k)).startswith("~")}
-    values |= {name: str(Path(path).expanduser()) for name, path in paths.items()}
+    paths = {k: values[k] for k in _PATHS if isinstance(values.get(k), str)}
+    values |= {name: os.path.expanduser(path) for name, path in paths.items()}
     if not has_accelerator():
         defaults["use_cpu"] = True
     if not any(name in values for name in _ACTIONS):

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 _REMEDY = (
     "An accelerated model cannot be trained: its layers hold no dense weights that an optimizer "
@@ -122,11 +122,9 @@ class _LazyWeight(Tensor):
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        if isinstance(args[0], cls):
-            if func._schema.is_mutable:
-                raise RuntimeError(_REMEDY)
-            if func is torch.ops.aten.detach.default:  # also `weight.data`, which could be changed
-                return cls.of(args[0].layer)
+        # through a view, or `.data`, a dense copy is changed, which nobody can tell from here
+        if func._schema.is_mutable and any(isinstance(x, cls) for x in tree_leaves((args, kwargs))):
+            raise RuntimeError(_REMEDY)
 
         def dense(value: Any) -> Any:
             return value.layer.to_dense() if isinstance(value, cls) else value

@@ -143,8 +143,8 @@ def load_packed(folder: str | Path, **options: Any) -> PreTrainedModel:
     cls = model_class(config)
     if cls is AutoModel:
         raise ValueError(
-            f"The model in '{folder}' was saved by {config.architectures}, which is no class of "
-            "transformers. Import hf_cyclprune and use from_pretrained of the class itself."
+            f"The config.json in '{folder}' names {config.architectures or 'no class'}, and not "
+            "one of transformers. Import hf_cyclprune and use from_pretrained of the class itself."
         )
     del config.quantization_config
     state_dict = {name: weights.read(name) for name in weights.names}

@@ -78,6 +78,13 @@ def is_packed(entry: object) -> TypeGuard[Mapping[str, Any]]:
     return isinstance(entry, Mapping) and entry.get("quant_method") == QUANT_METHOD
 
 
+def forget_packed_(model: object) -> None:
+    """Take the mark of a packed folder off a dense model that was built from the config there."""
+    config: Any = getattr(model, "config", None)
+    if is_packed(getattr(config, "quantization_config", None)):
+        del config.quantization_config
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """Return the content of config.json.
 

@@ -9,6 +9,9 @@ from math import prod
 from hf_cyclprune.checks import check_expressions, check_fraction
 from hf_cyclprune.pruning.patterns import Pattern, Shapes, largest_remainder
 
+_MOST_OFF = 1e-4
+"""By how much the sparsities of all layers may miss the total, which is then kept exactly."""
+
 
 @dataclass(frozen=True)
 class LayerSparsities(Pattern):
@@ -41,10 +44,10 @@ class LayerSparsities(Pattern):
         zeros = sum(share * size for share, size in pairs if share is not None)
         num_others = sum(size for share, size in pairs if share is None)
         missing = self.total * sum(sizes) - zeros
-        if num_others == 0 and abs(missing) >= 1.0:
+        if num_others == 0 and abs(missing) > max(1.0, _MOST_OFF * sum(sizes)):
             raise ValueError(
                 "layer_sparsities must leave some weights out, or add up to the sparsity of "
-                f"{self.total:g}; got {zeros / sum(sizes):g} for all. Change some, or sparsity."
+                f"{self.total:g}; got {zeros / sum(sizes):.6g} for all. Change some, or sparsity."
             )
         return shares, missing / num_others if num_others else self.total
 

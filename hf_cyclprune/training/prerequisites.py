@@ -5,12 +5,11 @@ from collections.abc import Iterable
 
 import torch
 from torch import nn
-from transformers import Trainer, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerState, TrainingArguments
 from transformers.utils import logging
 
 from hf_cyclprune.config import PruningConfig
 from hf_cyclprune.engines.shards import Shards
-from hf_cyclprune.packing.manifest import is_packed
 from hf_cyclprune.pruning.targets import find_sparsity
 from hf_cyclprune.reporting.numbers import percent
 from hf_cyclprune.reporting.weights import MOST_ZEROS_BY_CHANCE
@@ -61,14 +60,17 @@ def warn_of_scheduler(config: PruningConfig, lr_scheduler: object) -> None:
 
 
 def warn_of_inflated_loss(config: PruningConfig, args: TrainingArguments, model: nn.Module) -> None:
-    """Warn if a stock Trainer multiplies the loss, which the plain callback cannot undo."""
-    factor = args.gradient_accumulation_steps * args.world_size
-    if config.fix_loss_scaling and factor > 1 and is_loss_inflated(model):
+    """Warn if a stock Trainer may multiply the loss, which the plain callback cannot undo."""
+    factor = args.gradient_accumulation_steps
+    if args.average_tokens_across_devices:
+        factor *= args.world_size
+    is_asked = config.fix_loss_scaling and isinstance(model, PreTrainedModel)
+    if is_asked and factor > 1 and is_loss_inflated(model):
         warnings.warn(
-            f"This Trainer makes the loss and its gradients {factor} times too large for "
+            f"A stock Trainer makes the loss and its gradients {factor} times too large for "
             f"{type(model).__name__}, and fix_loss_scaling needs PruningTrainer. Set "
-            "model.accepts_loss_kwargs = False before the Trainer is made, or "
-            "fix_loss_scaling=False to leave it so.",
+            "model.accepts_loss_kwargs = False before the Trainer is made, or pass "
+            "fix_loss_scaling=False if this one has a loss of its own, or to leave it so.",
             stacklevel=2,
         )
 
@@ -80,13 +82,6 @@ def check_engine(model: nn.Module) -> None:
             "fsdp must be FSDP2, since FSDP1 joins the weights into flat tensors; got version 1. "
             'Set fsdp_config={"version": 2, ...}, or "fsdp_version: 2" for accelerate launch.'
         )
-
-
-def forget_packed_(model: nn.Module) -> None:
-    """Take the mark of a packed folder off a dense model that was built from the config there."""
-    config = getattr(model, "config", None)
-    if is_packed(getattr(config, "quantization_config", None)):
-        del config.quantization_config  # type: ignore[union-attr]
 
 
 def check_whole(shards: Shards) -> None:

@@ -12,6 +12,7 @@ from transformers import TrainerState, TrainingArguments
 
 from hf_cyclprune.config import PruningConfig, config_to_dict
 from hf_cyclprune.engines.shards import reshard
+from hf_cyclprune.packing.manifest import forget_packed_
 from hf_cyclprune.pruning.masks import pack_mask, parts_of_packed
 from hf_cyclprune.pruning.pruner import Pruner
 from hf_cyclprune.pruning.snapshot import take_snapshot
@@ -26,7 +27,6 @@ from hf_cyclprune.training.prerequisites import (
     check_engine,
     check_whole,
     claim_weights,
-    forget_packed_,
     warn_of_low_precision,
     warn_of_zeros,
 )

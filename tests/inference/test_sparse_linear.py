@@ -207,9 +207,17 @@ def test_training_it_is_an_error_that_says_what_to_do():
 
 def test_its_weight_cannot_be_changed():
     layer = SparseLinear(pruned(20, 30, 0.8))
-    for change in (lambda w: w.mul_(3), torch.nn.init.zeros_, lambda w: w.data.add_(1)):
-        with pytest.raises(RuntimeError, match="hold no dense weights"):
+    other = torch.zeros(20, 30)
+    changes = (
+        lambda w: w.mul_(3),
+        torch.nn.init.zeros_,
+        lambda w: torch.mul(other, other, out=w),
+        lambda w: torch._foreach_mul_([w], 2.0),
+    )
+    for change in changes:
+        with torch.no_grad(), pytest.raises(RuntimeError, match="hold no dense weights"):
             change(layer.weight)
+    assert torch.equal(torch.tensor(layer.weight.detach().tolist()), layer.to_dense())
 
 
 def test_it_cannot_be_moved_or_converted():

@@ -380,7 +380,7 @@ def test_a_class_of_ones_own_loads_itself_and_load_packed_says_so(tmp_path):
     model.load_state_dict(new_model().state_dict())
     packed = save(model, tmp_path)
     assert_same_weights(Mine.from_pretrained(packed), model)
-    with pytest.raises(ValueError, match=r"\['Mine'\], which is no class of .* use from_pre"):
+    with pytest.raises(ValueError, match=r"names \['Mine'\], and not one .* use from_pre"):
         load_packed(packed)
 
 
@@ -393,3 +393,8 @@ def test_a_model_built_from_the_config_of_a_packed_one_is_saved_as_a_dense_one(
     trainer.save_model(tmp_path / "new")
     again = BertForSequenceClassification.from_pretrained(tmp_path / "new")
     assert_same_weights(again, model)
+    alone = BertForSequenceClassification(AutoConfig.from_pretrained(packed))
+    prune_(alone, config)
+    alone.save_pretrained(tmp_path / "alone")
+    again = BertForSequenceClassification.from_pretrained(tmp_path / "alone")
+    assert_same_weights(again, alone)

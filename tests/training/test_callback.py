@@ -77,7 +77,7 @@ def test_it_warns_of_a_loss_that_it_cannot_mend(train, tiny_bert):
     left = dataclasses.replace(CONFIG, fix_loss_scaling=False)
     model.accepts_loss_kwargs = False
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", "This Trainer makes the loss")
+        warnings.filterwarnings("error", "A stock Trainer makes the loss")
         train(Trainer, args=args, callbacks=[PruningCallback(left)])
         train(Trainer, args=args, callbacks=[PruningCallback(CONFIG)], model=model)
 
