@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+from transformers import AutoModel
 from transformers.utils import logging
 
 from hf_cyclprune.card.card import Card
@@ -11,7 +12,7 @@ from hf_cyclprune.files import BENCH_NAME
 from hf_cyclprune.inference.timings import Bench, bench_remedy, load_bench
 from hf_cyclprune.packing.manifest import dense_files, read_config
 from hf_cyclprune.packing.model import read_model
-from hf_cyclprune.packing.weights import fingerprint
+from hf_cyclprune.packing.weights import fingerprint, model_class, read_model_config
 from hf_cyclprune.reporting.folder import read_dense_metrics, read_run, report_folder
 from hf_cyclprune.reporting.report import REPORT_NAME, load_report
 from hf_cyclprune.reporting.run import RECORD_NAME, RunRecord, load_record
@@ -73,7 +74,7 @@ def _read_bench(folder: Path) -> Bench:
 
 
 def check_pushable(folder: Path) -> None:
-    """Raise a ValueError unless the folder holds a dense model and its pruning config."""
+    """Raise a ValueError unless there is a dense model of transformers and its pruning config."""
     if "quantization_config" in read_config(folder):
         raise ValueError(
             f"DIR must hold a dense model, but '{folder}' holds one which is packed or quantized. "
@@ -84,4 +85,11 @@ def check_pushable(folder: Path) -> None:
         raise ValueError(
             f"DIR must be the output_dir of a run that pruned; '{folder}' has no {CONFIG_NAME}. "
             "Push other models with `hf upload`."
+        )
+    model_config = read_model_config(folder)
+    if model_config.architectures and model_class(model_config) is AutoModel:
+        raise ValueError(
+            f"DIR must hold a model of transformers; '{folder}' holds one of "
+            f"{model_config.architectures}, of which only the base could be read here. Push it "
+            "from your own code, with push_to_hub() of the PruningTrainer."
         )

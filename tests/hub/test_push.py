@@ -350,7 +350,7 @@ BAD = {
         replace("config.json", '"hidden_size": 16', '"hidden_size": 32'),
         "are not those of the model in its config",
     ),
-    "unknown class": (replace("config.json", '"BertFor', '"NoFor'), "error: "),
+    "unknown class": (replace("config.json", '"BertFor', '"NoFor'), "holds one of ['NoForS"),
 }
 
 
