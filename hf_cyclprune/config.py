@@ -110,8 +110,6 @@ class PruningConfig(PruningOptions):
         """Every choice, made: the user's where a field is not None, or else the method's."""
         chosen = {f.name: getattr(self, f.name) for f in dataclasses.fields(Plan)}
         given = {name: value for name, value in chosen.items() if value is not None}
-        for name in METHODS[self.method].settings:
-            check_known(f"a setting of METHODS[{self.method!r}]", name, chosen)
         settings: dict[str, Any] = {**METHODS[self.method].settings, **given}
         return Plan(**settings)
 

@@ -6,11 +6,12 @@ before the method's. The rows are in methods.yaml. To add one from outside, put 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import yaml
 
+from hf_cyclprune.checks import check_known
 from hf_cyclprune.papers import PAPERS, Paper
 
 
@@ -67,6 +68,10 @@ class Method:
     """Training arguments that `hf-cyclprune glue` sets unless the user gives them."""
     finding: str | None = None
     """What this library's own comparisons say about it, where it claims that cycles help."""
+
+    def __post_init__(self) -> None:
+        for name in self.settings:
+            check_known("a method's setting", name, [f.name for f in fields(Plan)])
 
 
 def _read_rows() -> dict[str, Method]:

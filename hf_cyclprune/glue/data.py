@@ -43,7 +43,7 @@ def load_task(
             ) from error
         splits = {name: loaded[name] for kind in wanted for name in task.splits(kind)}
     else:
-        files = _find_files(task, Path(dataset_dir).expanduser(), wanted)
+        files = _find_files(task, Path(dataset_dir), wanted)
         splits = {name: _load_file(file, cache_dir) for name, file in files.items()}
     return {name: _select(task, name, split) for name, split in splits.items()}
 

@@ -29,8 +29,11 @@ _USAGE = (
 )
 _SECTIONS = {"task and model": GlueArguments, "pruning": PruningConfig, "teacher": TeacherOptions}
 _ACTIONS = ("do_train", "do_eval", "do_predict")
-_PATHS = ("teacher", "dense_run", "resume_from_checkpoint")
-"""Where a "~" is the home folder; other options see to it where they are used."""
+_PATHS = (
+    *("model_name_or_path", "config_name", "tokenizer_name", "cache_dir", "dataset_dir"),
+    *("teacher", "dense_run", "resume_from_checkpoint"),
+)
+"""Where a "~" is the home folder, also in a file, which no shell has read."""
 _NOT_GIVEN = object()
 
 

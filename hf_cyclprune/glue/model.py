@@ -118,7 +118,7 @@ def _load(
     cls: Any, argument: str, glue: GlueArguments, what: str = "a model", **options: Any
 ) -> Any:
     """Load with a class of transformers and explain what fails in one line."""
-    name = _name(argument, glue)
+    name = str(getattr(glue, argument))
     is_path = name.startswith((".", "/")) or Path(name).is_dir()
     if is_path and not list(Path(name).glob("*config.json")):
         raise ValueError(
@@ -134,7 +134,7 @@ def _load(
 def _refuse(
     argument: str, glue: GlueArguments, what: str, reason: str, *, is_there: bool = False
 ) -> ValueError:
-    name = _name(argument, glue)
+    name = str(getattr(glue, argument))
     remedy = "Check its spelling and the network."
     if is_there or Path(name).is_dir():
         remedy = "Save it again, with save_pretrained."
@@ -145,11 +145,6 @@ def _refuse(
 
 def _rule(argument: str, what: str) -> str:
     return f"{argument} must be a folder with {what} or the name of one on the Hub"
-
-
-def _name(argument: str, glue: GlueArguments) -> str:
-    name = str(getattr(glue, argument))
-    return str(Path(name).expanduser()) if name.startswith("~") else name
 
 
 def check_length(

@@ -11,7 +11,7 @@ from hf_cyclprune.config import PruningConfig
 from hf_cyclprune.glue.arguments import GlueArguments
 from hf_cyclprune.glue.output import check_same_run
 from hf_cyclprune.reporting.folder import read_results
-from hf_cyclprune.training.arguments import PruningArguments
+from hf_cyclprune.training.arguments import OF_DENSE_RUNS, PruningArguments
 from hf_cyclprune.training.teacher import TeacherOptions
 
 SELF = "self"
@@ -65,7 +65,7 @@ def _without_pruning(args: PruningArguments, folder: Path) -> PruningArguments:
     dense = copy.copy(args)
     for cls in (PruningConfig, TeacherOptions):
         for option in dataclasses.fields(cls):
-            if option.name != "fix_loss_scaling":
+            if option.name not in OF_DENSE_RUNS:
                 setattr(dense, option.name, option.default)
     dense.output_dir = str(folder)
     dense.resume_from_checkpoint = "True"

@@ -33,32 +33,24 @@ class LayerSparsities(Pattern):
     given: tuple[tuple[str, float], ...]
     total: float
 
-    def _shares(self, shapes: Shapes) -> tuple[list[float | None], float]:
-        """Return the sparsity of each target, None for the others, and that of the others."""
-        shares = [
+    def _shares(self, shapes: Shapes) -> tuple[list[float], list[int], float]:
+        """Return sparsity at the end and size of each target, and the sparsity of all together."""
+        given = [
             next((share for regex, share in self.given if re.search(regex, name)), None)
             for name in shapes
         ]
         sizes = [prod(shape) for shape in shapes.values()]
-        pairs = list(zip(shares, sizes, strict=True))
+        pairs = list(zip(given, sizes, strict=True))
         zeros = sum(share * size for share, size in pairs if share is not None)
         num_others = sum(size for share, size in pairs if share is None)
-        missing = self.total * sum(sizes) - zeros
-        if num_others == 0 and abs(missing) > max(1.0, _MOST_OFF * sum(sizes)):
-            raise ValueError(
-                "layer_sparsities must leave some weights out, or add up to the sparsity of "
-                f"{self.total:g}; got {zeros / sum(sizes):.6g} for all. Change some, or sparsity."
-            )
-        return shares, missing / num_others if num_others else self.total
+        others = (self.total * sum(sizes) - zeros) / max(num_others, 1)
+        mean = (zeros + others * num_others) / sum(sizes)
+        return [others if share is None else share for share in given], sizes, mean
 
     def num_pruned(self, shapes: Shapes, sparsity: float) -> list[int]:
-        shares, others = self._shares(shapes)
-        climbed = sparsity / self.total if self.total else 0.0
-        sizes = [prod(shape) for shape in shapes.values()]
-        parts = [
-            min(1.0, climbed * (others if share is None else share)) * size
-            for share, size in zip(shares, sizes, strict=True)
-        ]
+        shares, sizes, mean = self._shares(shapes)
+        climbed = sparsity / mean if mean else 0.0
+        parts = [min(1.0, climbed * s) * size for s, size in zip(shares, sizes, strict=True)]
         return largest_remainder(parts, round(sparsity * sum(sizes)), sizes)
 
     def check(self, shapes: Shapes) -> None:
@@ -68,11 +60,17 @@ class LayerSparsities(Pattern):
                     f"layer_sparsities must match the names of target weights; got '{regex}', "
                     f"which matches none. Names look like '{next(iter(shapes))}'."
                 )
-        _, others = self._shares(shapes)
-        if not 0.0 <= others <= 1.0:
+        shares, _, mean = self._shares(shapes)
+        others = next((share for share in shares if not 0.0 <= share <= 1.0), None)
+        if others is not None:
             raise ValueError(
                 f"layer_sparsities leave a sparsity of {others:.4g} to the other weights, so that "
                 f"all have {self.total:g} together; it must be in [0, 1]. Change some, or sparsity."
+            )
+        if abs(mean - self.total) > _MOST_OFF:  # no weight is left to make up for it
+            raise ValueError(
+                "layer_sparsities must leave some weights out, or add up to the sparsity of "
+                f"{self.total:g}; got {mean:.6g} for all. Change some, or sparsity."
             )
 
 

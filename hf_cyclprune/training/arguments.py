@@ -65,8 +65,7 @@ class PruningArguments(PruningConfig, TeacherOptions, TrainingArguments):
         options = config_to_dict(self)
         if self.is_pruning:
             return config_from_dict(options)
-        of_dense_runs = ("sparsity", "fix_loss_scaling")  # to be trained as pruned ones are
-        changed = [k for k, v in options.items() if v != _DEFAULTS[k] and k not in of_dense_runs]
+        changed = [k for k, v in options.items() if v != _DEFAULTS[k] and k not in OF_DENSE_RUNS]
         if changed:
             raise ValueError(
                 f"{changed[0]} must come with sparsity or an n:m pattern; got "
@@ -89,4 +88,6 @@ class PruningArguments(PruningConfig, TeacherOptions, TrainingArguments):
         return int(super().get_warmup_steps(num_training_steps))
 
 
-_DEFAULTS = config_to_dict(PruningConfig(sparsity=0.0))
+OF_DENSE_RUNS = ("fix_loss_scaling",)
+"""Options that a dense run may have too, to be trained as the pruned run it is compared with."""
+_DEFAULTS: dict[str, object] = config_to_dict(PruningConfig(sparsity=0.0)) | {"sparsity": None}

@@ -195,10 +195,11 @@ def test_a_name_that_is_twice_in_a_json_file_is_refused(write):
 
 def test_a_path_may_begin_with_the_home_folder(write, monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
-    lines = ["task_name: sst2", "model_name_or_path: bert", "dense_run: ~/dense"]
+    lines = ["task_name: sst2", "model_name_or_path: ~/bert", "dense_run: ~/dense"]
     glue, args = parse_flags(
         [write("\n".join(lines)), "--teacher=~/t", "--resume_from_checkpoint=~/c", "--sparsity=.8"]
     )
+    assert glue.model_name_or_path == "/home/me/bert"
     assert (glue.dense_run, args.teacher) == ("/home/me/dense", "/home/me/t")
     assert args.resume_from_checkpoint == "/home/me/c"
 
