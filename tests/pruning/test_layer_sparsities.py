@@ -22,6 +22,13 @@ def test_they_may_be_of_all_weights_if_they_make_up_the_total():
     assert pattern.num_pruned(SHAPES, 0.4) == [45, 45, 70]
 
 
+def test_all_of_them_may_miss_the_total_by_a_little_and_are_scaled_to_it():
+    shapes = dict.fromkeys("abcde", (1000, 1000))
+    pattern = LayerSparsities((("a", 0.1), ("b", 0.9), (".", 0.5)), total=0.50009)
+    pattern.check(shapes)
+    assert pattern.num_pruned(shapes, 0.50009) == [100_018, 900_162, 500_090, 500_090, 500_090]
+
+
 def test_a_run_ends_with_the_given_sparsities_and_the_total(train):
     config = PruningConfig(
         sparsity=0.8, num_cycles=2, layer_sparsities=["query=0.5", r"layer\.1.*dense=0.9"]
