@@ -105,7 +105,8 @@ class PruningOptions:
     )
     regrowth_until: float | None = _option("Share of the run after which nothing is exchanged.")
     regrowth_at: str | None = _option(
-        f"When weights are exchanged: {', '.join(REGROWTH_AT)} ('steps': at every pruning step)."
+        f"When pruned weights may return: {', '.join(REGROWTH_AT)}. 'steps': whenever masks are "
+        "computed; 'edges': only at the start of a cycle."
     )
     protect_ratio: float | None = _option(
         "Share of a cycle in which a weight that was exchanged is not pruned again."

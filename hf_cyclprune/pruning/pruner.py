@@ -237,5 +237,5 @@ class Pruner(MaskedWeights):
         is_reset, criterion = num_pruned < before, self.criterion
         if self.recovery.regrowth is not None and is_reset:
             criterion = self.recovery.regrowth.criterion
-        may_return = is_reset or self.recovery.regrowth is None
+        may_return = is_reset or self.recovery.may_return_between_edges
         self.ranking.prune_(names, num_pruned, criterion, is_reset=is_reset, may_return=may_return)

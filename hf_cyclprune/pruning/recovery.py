@@ -55,6 +55,7 @@ class Recovery:
         flow_ratio: in [0, 1]; the share of a cycle in which values of "latent" and "decay" change.
         regrowth: how weights return while sparsity does not fall; None: in one ranking with others.
         resets_momentum: whether a weight that comes back begins at rest (see `momentum`).
+        only_at_edges: whether the ranking, too, lets weights return only where sparsity falls.
     """
 
     policy: type[PrunedWeights] = PrunedWeights
@@ -62,6 +63,12 @@ class Recovery:
     flow_ratio: float = 1.0
     regrowth: Regrowth | None = None
     resets_momentum: bool = False
+    only_at_edges: bool = False
+
+    @property
+    def may_return_between_edges(self) -> bool:
+        """Whether pruned weights are ranked with the others at every pruning step."""
+        return self.regrowth is None and not self.only_at_edges
 
     def is_flowing(self, t: int, schedule: Schedule) -> bool:
         """Whether values may change in optimizer step t."""

@@ -15,7 +15,8 @@ LAYER = Unstructured("layer")
 
 def new_pruner(weight, sparsity, *, criterion="magnitude", pattern=LAYER, **options):
     """One target "w", pruned at every step; keyword arguments go to Schedule or Recovery."""
-    recovery = {k: options.pop(k) for k in ("decay", "flow_ratio", "regrowth") if k in options}
+    names = ("decay", "flow_ratio", "regrowth", "only_at_edges")
+    recovery = {name: options.pop(name) for name in names if name in options}
     recovery["policy"] = PRUNED_WEIGHTS[options.pop("pruned_weights", "zero")]
     optimizer = options.pop("optimizer", None)
     schedule = {"ramp_ratio": 0.0, "recompute": "always", "interval_steps": 1, "total_steps": 8}
@@ -121,6 +122,23 @@ def test_a_stored_weight_returns_with_the_value_it_had_when_it_was_pruned():
     take_step(pruner, 2, [[0.0, 2.5, -9.0, -9.0]], lr=1.0)  # 3 falls to 0.5; the others moved
     assert weight.tolist() == [[4.0, 0.0, 2.0, 0.0]]
     assert pruner.policy.values["w"].tolist() == [[0.0, 0.5, 0.0, 1.0]]
+
+
+@pytest.mark.parametrize("only_at_edges", [False, True])
+def test_a_stored_weight_may_return_between_edges_or_at_edges_only(only_at_edges):
+    options = {"num_cycles": 2, "ramp_ratio": 0.5, "pruned_weights": "stored"}
+    pruner = new_pruner(parameter([[4, 3, 2, 1]]), 0.5, only_at_edges=only_at_edges, **options)
+    masks = []
+    for t, gradient in enumerate([0, 0, 2.5, 0, 0, 0], 1):  # after step 3 the second is 0.5
+        take_step(pruner, t, [[0, gradient, 0, 0]], lr=1.0)
+        masks.append(pruner.masks["w"].int().tolist()[0])
+    # Sparsity is 0, 0.44, 0.5, 0.5 and at the edge 0.25, 0.47; of 4 weights 0, 2, 2, 2, 1, 2.
+    # At the edge what is kept stays, and the largest of the others returns.
+    between = [1, 1, 0, 0] if only_at_edges else [1, 0, 1, 0]
+    edge = [1, 1, 1, 0] if only_at_edges else [1, 0, 1, 1]
+    assert masks == [[1] * 4, [1, 1, 0, 0], between, between, edge, [1, 0, 1, 0]]
+    assert int(pruner.num_returned) == (1 if only_at_edges else 2)
+    assert pruner.targets["w"].tolist() == [[4, 0, 2, 0]]
 
 
 def test_a_pretrained_value_is_the_one_from_before_training():
