@@ -52,7 +52,7 @@ class PruningConfig(PruningOptions):
         ValueError: names the argument, its rule, the value and the remedy.
 
     >>> PruningConfig(sparsity=0.9).build_schedule(total_steps=4000).edges
-    (0, 1000, 2000, 3000, 4000)
+    (0, 2000, 4000)
     >>> PruningConfig(method="gradual", pattern="2:4").target_sparsity
     0.5
     """

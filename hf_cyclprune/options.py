@@ -106,7 +106,7 @@ class PruningOptions:
     regrowth_until: float | None = _option("Share of the run after which nothing is exchanged.")
     regrowth_at: str | None = _option(
         f"When pruned weights may return: {', '.join(REGROWTH_AT)}. 'steps': whenever masks are "
-        "computed; 'edges': only at the start of a cycle."
+        "computed; 'edges': at the start of a cycle, by regrowth or where sparsity falls there."
     )
     protect_ratio: float | None = _option(
         "Share of a cycle in which a weight that was exchanged is not pruned again."

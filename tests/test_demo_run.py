@@ -5,7 +5,7 @@ import pytest
 
 pytest.importorskip("datasets", reason="the extra demo is not installed")
 
-from datasets.utils import are_progress_bars_disabled
+from datasets.utils import are_progress_bars_disabled, enable_progress_bars
 from transformers.utils import logging
 
 from hf_cyclprune.cli import main
@@ -53,6 +53,7 @@ def test_a_terminal_shows_a_bar_of_the_steps_and_then_removes_it(monkeypatch):
 
 def test_the_demo_leaves_the_process_as_talkative_as_it_was(monkeypatch):
     monkeypatch.setattr(run, "make_task", lambda *sizes: 1 / 0)
+    enable_progress_bars()  # which another test may have disabled
     found = (logging.get_verbosity(), logging.is_progress_bar_enabled())
     with pytest.raises(ZeroDivisionError):
         run.run_demo()

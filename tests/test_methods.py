@@ -203,3 +203,27 @@ def _registries():
     for registry, rows in before:
         registry.clear()
         registry.update(rows)
+
+
+@pytest.mark.parametrize(
+    ("options", "is_edge_only"), [({}, True), ({"regrowth_at": "steps"}, False)]
+)
+def test_the_default_lets_weights_return_at_the_edge_only(options, is_edge_only):
+    torch.manual_seed(0)
+    weight = torch.nn.Parameter(torch.randn(64, 32))
+    optimizer = torch.optim.AdamW([weight], lr=0.01)
+    config = PruningConfig(sparsity=0.9, interval_steps=2, **options)
+    pruner = config.build_pruner({"w": weight}, 40, optimizer)
+    num_returned, steps = 0, []
+    for t in range(1, 41):
+        pruner.begin_step(t)
+        weight.grad = torch.randn_like(weight)
+        pruner.before_update(t)
+        optimizer.step()
+        pruner.step(t)
+        if int(pruner.num_returned) > num_returned:
+            num_returned = int(pruner.num_returned)
+            steps.append(t)
+    assert pruner.schedule.edges == (0, 20, 40)
+    assert 21 in steps
+    assert (steps == [21]) == is_edge_only

@@ -8,7 +8,7 @@ from hf_cyclprune.pruning.pruned_weights import PrunedWeights
 from hf_cyclprune.pruning.schedules import Schedule
 
 REGROWTH_AT = ("steps", "edges")
-"""When weights are exchanged: at every pruning step, or where cycles begin."""
+"""When pruned weights may return: at every pruning step, or where cycles begin."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,10 @@ class Recovery:
         policy: a class of `PRUNED_WEIGHTS`.
         decay: in [0, 1]; the coefficient of "latent" or "decay".
         flow_ratio: in [0, 1]; the share of a cycle in which values of "latent" and "decay" change.
-        regrowth: how weights return while sparsity does not fall; None: in one ranking with others.
+        regrowth: how weights return while sparsity does not fall; None: in one ranking with others,
+            or not at all with `only_at_edges`.
         resets_momentum: whether a weight that comes back begins at rest (see `momentum`).
-        only_at_edges: whether the ranking, too, lets weights return only where sparsity falls.
+        only_at_edges: whether that ranking lets weights return only where sparsity falls.
     """
 
     policy: type[PrunedWeights] = PrunedWeights

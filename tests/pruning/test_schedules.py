@@ -213,12 +213,12 @@ def test_the_default_dips_let_back_as_large_a_share_of_the_kept_above_90_percent
     schedule = PruningConfig("rising", sparsity=target).build_schedule(100)
     assert schedule.reset_ratio is None
     assert schedule.sparsity_at(100) == target
-    level_at_edge = Schedule(target, 100, 4, 1.0, levels="rising").sparsity_at(76)
-    assert schedule.sparsity_at(76) == pytest.approx(
+    level_at_edge = Schedule(target, 100, 2, 1.0, levels="rising").sparsity_at(51)
+    assert schedule.sparsity_at(51) == pytest.approx(
         lowest * level_at_edge / target if target else 0
     )
     given = PruningConfig("rising", sparsity=target, reset_ratio=0.8).build_schedule(100)
-    assert given.sparsity_at(76) == pytest.approx(0.8 * level_at_edge)
+    assert given.sparsity_at(51) == pytest.approx(0.8 * level_at_edge)
 
 
 @pytest.mark.parametrize("name", RAMPS)

@@ -318,4 +318,4 @@ def test_a_callback_that_is_added_later_reads_the_training_arguments(
 def test_a_loop_of_ones_own_can_read_the_training_arguments(arguments):
     args = PruningArguments(**arguments(sparsity=0.8, warmup_steps=0.1))
     config = args.pruning_config()
-    assert args.get_warmup_steps(config.build_schedule(40).cycle_length(0)) == 1
+    assert args.get_warmup_steps(config.build_schedule(40).cycle_length(0)) == 2
