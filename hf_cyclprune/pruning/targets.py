@@ -126,16 +126,17 @@ def find_layers(model: nn.Module, targets: Iterable[str]) -> dict[str, nn.Linear
     """Return the Linear layer that each of these weights of the model belongs to.
 
     Raises:
-        ValueError: one belongs to an Embedding or a Conv1D.
+        ValueError: one is not the `weight` of a Linear layer, but of a Conv1D, of experts or so.
     """
     layers: dict[str, nn.Linear] = {}
-    modules = {plain_name(f"{name}.weight"): module for name, module in model.named_modules()}
+    named = model.named_modules()
+    owners = {plain_name(f"{name}.weight").lstrip("."): module for name, module in named}
     for name in targets:
-        layer = modules[name]
+        layer = owners.get(name)
         if not isinstance(layer, nn.Linear):
             raise ValueError(
-                f"To look at its inputs, a target must be the weight of a Linear layer; got "
-                f"'{name}' of type {type(layer).__name__}. Leave it out with ignore=."
+                "To look at its inputs, a target must be the weight of a Linear layer; "
+                f"'{name}' is not. Leave it out with ignore=."
             )
         layers[name] = layer
     return layers

@@ -108,11 +108,20 @@ def test_other_criteria_hook_nothing(tiny_bert):
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
-def test_an_embedding_has_no_inputs_to_look_at(tiny_bert):
+def test_only_linear_layers_have_inputs_to_look_at(tiny_bert):
     model = tiny_bert()
     targets = find_targets(model, targets=["word_embeddings"])
-    with pytest.raises(ValueError, match=r"word_embeddings.weight' of type Embedding.*ignore="):
+    with pytest.raises(ValueError, match=r"word_embeddings.weight' is not.*ignore="):
         find_layers(model, targets)
+    experts = torch.nn.Module()
+    experts.gate_up_proj = torch.nn.Parameter(torch.ones(2, 4, 4))
+    with pytest.raises(ValueError, match=r"'0.gate_up_proj' is not.*ignore="):
+        find_layers(torch.nn.Sequential(experts), ["0.gate_up_proj"])
+
+
+def test_a_linear_layer_may_be_the_whole_model():
+    layer = torch.nn.Linear(4, 2)
+    assert find_layers(layer, ["weight"]) == {"weight": layer}
 
 
 def test_the_criterion_of_the_first_cycle_looks_at_inputs_too():
