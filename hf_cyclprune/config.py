@@ -198,18 +198,16 @@ class PruningConfig(PruningOptions):
     def build_recovery(self) -> Recovery:
         """Return what a pruned weight is meanwhile, and how it comes back."""
         plan, regrowth = self.plan, None
-        only_at_edges = plan.regrowth_at == "edges"
         if plan.regrowth != "none":
             regrowth = Regrowth(
                 CRITERIA[plan.regrowth](seed=self.pruning_seed),
                 plan.regrowth_ratio,
                 plan.regrowth_until,
-                only_at_edges,
                 plan.protect_ratio,
             )
         policy = PRUNED_WEIGHTS[plan.pruned_weights]
         rates = (plan.pruned_decay, plan.flow_ratio)
-        return Recovery(policy, *rates, regrowth, self.reset_momentum, only_at_edges)
+        return Recovery(policy, *rates, regrowth, self.reset_momentum, plan.regrowth_at)
 
 
 def field_names() -> list[str]:

@@ -106,7 +106,8 @@ class PruningOptions:
     regrowth_until: float | None = _option("Share of the run after which nothing is exchanged.")
     regrowth_at: str | None = _option(
         f"When pruned weights may return: {', '.join(REGROWTH_AT)}. 'steps': whenever masks are "
-        "computed; 'edges': at the start of a cycle, by regrowth or where sparsity falls there."
+        "computed; 'edges': at the start of a cycle, by regrowth or where sparsity falls there; "
+        "'until_last_edge': as 'steps', but not after the last edge (with one cycle: never)."
     )
     protect_ratio: float | None = _option(
         "Share of a cycle in which a weight that was exchanged is not pruned again."

@@ -205,10 +205,8 @@ def _registries():
         registry.update(rows)
 
 
-@pytest.mark.parametrize(
-    ("options", "is_edge_only"), [({}, True), ({"regrowth_at": "steps"}, False)]
-)
-def test_the_default_lets_weights_return_at_the_edge_only(options, is_edge_only):
+def steps_of_returns(**options):
+    """The pruner of the default with random gradients, and after which steps weights returned."""
     torch.manual_seed(0)
     weight = torch.nn.Parameter(torch.randn(64, 32))
     optimizer = torch.optim.AdamW([weight], lr=0.01)
@@ -224,6 +222,19 @@ def test_the_default_lets_weights_return_at_the_edge_only(options, is_edge_only)
         if int(pruner.num_returned) > num_returned:
             num_returned = int(pruner.num_returned)
             steps.append(t)
+    return pruner, steps
+
+
+@pytest.mark.parametrize("regrowth", [None, "gradient"])
+@pytest.mark.parametrize("regrowth_at", [None, "steps", "until_last_edge"])
+def test_when_the_default_lets_weights_return(regrowth_at, regrowth):
+    options = {"regrowth_at": regrowth_at, "regrowth": regrowth, "regrowth_until": 1.0}
+    pruner, steps = steps_of_returns(**options)
     assert pruner.schedule.edges == (0, 20, 40)
     assert 21 in steps
-    assert (steps == [21]) == is_edge_only
+    assert (steps[0] == 21) == (regrowth_at is None)
+    assert (steps[-1] == 21) == (regrowth_at != "steps")
+
+
+def test_by_default_no_weight_returns_where_sparsity_does_not_fall():
+    assert steps_of_returns(reset_ratio=1.0)[1] == []

@@ -181,7 +181,7 @@ class Pruner(MaskedWeights):
     def prune_to(self, sparsity: float) -> None:
         """Compute masks at this sparsity and apply them, for pruning without training."""
         for g, n in enumerate(self.demand(sparsity)):
-            self._recompute(g, n)
+            self._recompute(g, n, may_return=True)
         self.policy.mask_()
         self.shards.spread_()
 
@@ -199,8 +199,9 @@ class Pruner(MaskedWeights):
         # Totals are compared: with erk one group's count can fall by one while the total grows.
         is_reset = sum(ready.values()) < sum(self.num_pruned[g] for g in ready)
         before = {name: self.masks[name].clone() for g in ready for name in self.groups[g]}
+        may_return = self.recovery.ranks_pruned(t, self.schedule)
         for g, n in ready.items():
-            self._recompute(g, n)
+            self._recompute(g, n, may_return=may_return)
         exchanged = self._exchange(ready, t)
         if before:  # `>` on bools is "and not"
             returned = {name: self.masks[name] > mask for name, mask in before.items()}
@@ -213,20 +214,22 @@ class Pruner(MaskedWeights):
     def _exchange(self, ready: Mapping[int, int], t: int) -> Sequence[float]:
         """Let weights return by the regrowth's criterion; at an edge, return benefit and cost."""
         regrowth = self.recovery.regrowth
-        share = regrowth.share(t, self.schedule) if regrowth is not None else 0.0
-        if regrowth is None or not share:
+        if regrowth is None or not self.recovery.may_exchange(t, self.schedule):
+            return ()
+        share = regrowth.share(t, self.schedule)
+        if not share:
             return ()
         regrowth.criterion.begin_cycle(t)  # one that draws numbers draws them anew in every step
         self.ranking.protected_until = t + regrowth.protected_steps(t, self.schedule)
         groups = {self.groups[g]: n for g, n in ready.items()}
         gains = exchange_groups_(self.ranking, groups, share, self.criterion, regrowth.criterion)
         regrowth.criterion.forget()
-        if not (regrowth.only_at_edges and ready):
+        if not (self.recovery.returns_at == "edges" and ready):
             return ()
         benefit, num_back, cost, num_gone = gains.tolist()
         return benefit / max(num_back, 1), cost / max(num_gone, 1)
 
-    def _recompute(self, group: int, num_pruned: int) -> None:
+    def _recompute(self, group: int, num_pruned: int, *, may_return: bool) -> None:
         """Make new masks for a group, which prune its lowest weights."""
         names, before = self.groups[group], self.num_pruned[group]
         self.num_pruned[group] = num_pruned
@@ -237,5 +240,5 @@ class Pruner(MaskedWeights):
         is_reset, criterion = num_pruned < before, self.criterion
         if self.recovery.regrowth is not None and is_reset:
             criterion = self.recovery.regrowth.criterion
-        may_return = is_reset or self.recovery.may_return_between_edges
+        may_return |= is_reset
         self.ranking.prune_(names, num_pruned, criterion, is_reset=is_reset, may_return=may_return)

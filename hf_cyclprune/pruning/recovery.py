@@ -7,8 +7,9 @@ from hf_cyclprune.pruning.criterion import Criterion
 from hf_cyclprune.pruning.pruned_weights import PrunedWeights
 from hf_cyclprune.pruning.schedules import Schedule
 
-REGROWTH_AT = ("steps", "edges")
-"""When pruned weights may return: at every pruning step, or where cycles begin."""
+REGROWTH_AT = ("steps", "edges", "until_last_edge")
+"""When pruned weights may return: at every pruning step, where cycles begin, or at every pruning
+step until the last cycle has begun."""
 
 
 @dataclass(frozen=True)
@@ -24,21 +25,18 @@ class Regrowth:
         criterion: scores the pruned weights, and those just dropped.
         ratio: alpha in [0, 1), the share of the kept weights exchanged at the start.
         until: in [0, 1]; the share of the run after which the masks stay.
-        only_at_edges: at the first step of each cycle but the first, not at every pruning step.
         protect_ratio: in [0, 1]; the share of a cycle in which a returned weight is not pruned.
     """
 
     criterion: Criterion
     ratio: float = 0.3
     until: float = 0.75
-    only_at_edges: bool = False
     protect_ratio: float = 0.0
 
     def share(self, t: int, schedule: Schedule) -> float:
-        """The share of the kept weights that is exchanged at pruning step t; 0 where none is."""
+        """The share of the kept weights that is exchanged at pruning step t, if any may return."""
         x = (t - 1) / (self.until * schedule.total_steps) if self.until else 1.0
-        is_due = x < 1.0 and (t - 1 in schedule.edges[1:-1] or not self.only_at_edges)
-        return self.ratio * (1.0 + cos(pi * x)) / 2.0 if is_due else 0.0
+        return self.ratio * (1.0 + cos(pi * x)) / 2.0 if x < 1.0 else 0.0
 
     def protected_steps(self, t: int, schedule: Schedule) -> int:
         """Steps after t in which what returned at t is not pruned."""
@@ -53,10 +51,10 @@ class Recovery:
         policy: a class of `PRUNED_WEIGHTS`.
         decay: in [0, 1]; the coefficient of "latent" or "decay".
         flow_ratio: in [0, 1]; the share of a cycle in which values of "latent" and "decay" change.
-        regrowth: how weights return while sparsity does not fall; None: in one ranking with others,
-            or not at all with `only_at_edges`.
+        regrowth: how weights return while sparsity does not fall; None: in a ranking with others.
         resets_momentum: whether a weight that comes back begins at rest (see `momentum`).
-        only_at_edges: whether that ranking lets weights return only where sparsity falls.
+        returns_at: one of `REGROWTH_AT`: when weights may return so. In a ranking with others they
+            do not at an edge alone. Where sparsity falls they always return.
     """
 
     policy: type[PrunedWeights] = PrunedWeights
@@ -64,12 +62,18 @@ class Recovery:
     flow_ratio: float = 1.0
     regrowth: Regrowth | None = None
     resets_momentum: bool = False
-    only_at_edges: bool = False
+    returns_at: str = "steps"
 
-    @property
-    def may_return_between_edges(self) -> bool:
-        """Whether pruned weights are ranked with the others at every pruning step."""
-        return self.regrowth is None and not self.only_at_edges
+    def may_exchange(self, t: int, schedule: Schedule) -> bool:
+        """Whether pruning step t may let weights return by regrowth."""
+        if self.returns_at == "edges":
+            return t - 1 in schedule.edges[1:-1]
+        return self.returns_at == "steps" or t - 1 <= schedule.edges[-2]
+
+    def ranks_pruned(self, t: int, schedule: Schedule) -> bool:
+        """Whether pruning step t ranks pruned weights with the others though sparsity may rise."""
+        is_between = self.regrowth is None and self.returns_at != "edges"
+        return is_between and self.may_exchange(t, schedule)
 
     def is_flowing(self, t: int, schedule: Schedule) -> bool:
         """Whether values may change in optimizer step t."""

@@ -7,7 +7,7 @@ from hf_cyclprune.pruning.criterion import CRITERIA, Rows
 from hf_cyclprune.pruning.patterns import NM, Unstructured
 from hf_cyclprune.pruning.pruned_weights import PRUNED_WEIGHTS
 from hf_cyclprune.pruning.pruner import Pruner
-from hf_cyclprune.pruning.recovery import Recovery, Regrowth
+from hf_cyclprune.pruning.recovery import REGROWTH_AT, Recovery, Regrowth
 from hf_cyclprune.pruning.schedules import Schedule
 
 LAYER = Unstructured("layer")
@@ -15,7 +15,7 @@ LAYER = Unstructured("layer")
 
 def new_pruner(weight, sparsity, *, criterion="magnitude", pattern=LAYER, **options):
     """One target "w", pruned at every step; keyword arguments go to Schedule or Recovery."""
-    names = ("decay", "flow_ratio", "regrowth", "only_at_edges")
+    names = ("decay", "flow_ratio", "regrowth", "returns_at")
     recovery = {name: options.pop(name) for name in names if name in options}
     recovery["policy"] = PRUNED_WEIGHTS[options.pop("pruned_weights", "zero")]
     optimizer = options.pop("optimizer", None)
@@ -124,21 +124,22 @@ def test_a_stored_weight_returns_with_the_value_it_had_when_it_was_pruned():
     assert pruner.policy.values["w"].tolist() == [[0.0, 0.5, 0.0, 1.0]]
 
 
-@pytest.mark.parametrize("only_at_edges", [False, True])
-def test_a_stored_weight_may_return_between_edges_or_at_edges_only(only_at_edges):
+@pytest.mark.parametrize("returns_at", REGROWTH_AT)
+def test_when_a_stored_weight_may_return(returns_at):
     options = {"num_cycles": 2, "ramp_ratio": 0.5, "pruned_weights": "stored"}
-    pruner = new_pruner(parameter([[4, 3, 2, 1]]), 0.5, only_at_edges=only_at_edges, **options)
+    pruner = new_pruner(parameter([[4, 3, 2, 1]]), 0.5, returns_at=returns_at, **options)
     masks = []
-    for t, gradient in enumerate([0, 0, 2.5, 0, 0, 0], 1):  # after step 3 the second is 0.5
-        take_step(pruner, t, [[0, gradient, 0, 0]], lr=1.0)
+    # After step 3 the second weight is 0.5, and after step 7 the third is 0.25.
+    for t, (second, third) in enumerate([(0, 0)] * 2 + [(2.5, 0)] + [(0, 0)] * 3 + [(0, 1.75)], 1):
+        take_step(pruner, t, [[0, second, third, 0]], lr=1.0)
         masks.append(pruner.masks["w"].int().tolist()[0])
-    # Sparsity is 0, 0.44, 0.5, 0.5 and at the edge 0.25, 0.47; of 4 weights 0, 2, 2, 2, 1, 2.
-    # At the edge what is kept stays, and the largest of the others returns.
-    between = [1, 1, 0, 0] if only_at_edges else [1, 0, 1, 0]
-    edge = [1, 1, 1, 0] if only_at_edges else [1, 0, 1, 1]
-    assert masks == [[1] * 4, [1, 1, 0, 0], between, between, edge, [1, 0, 1, 0]]
-    assert int(pruner.num_returned) == (1 if only_at_edges else 2)
-    assert pruner.targets["w"].tolist() == [[4, 0, 2, 0]]
+    # Sparsity is 0, 0.44, 0.5, 0.5 and at the edge 0.25, 0.47, 0.5; of 4 weights 0, 2, 2, 2, 1, 2,
+    # 2. At the edge what is kept stays, and the largest of the others returns.
+    first = [1, 1, 0, 0] if returns_at == "edges" else [1, 0, 1, 0]
+    edge = [1, 1, 1, 0] if returns_at == "edges" else [1, 0, 1, 1]
+    last = [1, 0, 0, 1] if returns_at == "steps" else [1, 0, 1, 0]
+    assert masks == [[1] * 4, [1, 1, 0, 0], first, first, edge, [1, 0, 1, 0], last]
+    assert int(pruner.num_returned) == {"edges": 1, "until_last_edge": 2, "steps": 3}[returns_at]
 
 
 def test_a_pretrained_value_is_the_one_from_before_training():
@@ -263,12 +264,13 @@ def test_swap_exchanges_while_the_benefit_exceeds_the_cost():
     """One edge on a 2 x 4 matrix, by hand, with v = 0.1 everywhere and c = 10: c v / 2 = 0.5."""
     weight = parameter([[2.0, 1.0, 0.6, 0.1], [3.0, 0.5, 0.4, 0.2]])
     benefit = CRITERIA["benefit"]()
-    regrowth = Regrowth(benefit, ratio=0.9, until=1.0, only_at_edges=True, protect_ratio=0.5)
+    regrowth = Regrowth(benefit, ratio=0.9, until=1.0, protect_ratio=0.5)
     pruner = new_pruner(
         weight,
         0.5,
         pruned_weights="stored",
         regrowth=regrowth,
+        returns_at="edges",
         num_cycles=2,
         reset_ratio=1.0,
         recompute="climb",
