@@ -125,6 +125,20 @@ class PruningConfig(PruningOptions):
         """Whether the learning rate runs its schedule more than once."""
         return self.plan.lr_restarts and self.plan.num_cycles > 1
 
+    def choices(self, schedule: Schedule) -> dict[str, Any]:
+        """Return the plan with the numbers of a run's schedule for what it leaves open.
+
+        What has no effect is left out: all but `recompute` where zeros stay, and the scope with n:m
+        or `layer_sparsities`.
+        """
+        if schedule.keeps_zeros:
+            return {"recompute": schedule.recompute}
+        chosen = dataclasses.asdict(self.plan)
+        if self.pattern != "unstructured" or self.layer_sparsities is not None:
+            del chosen["scope"]
+        chosen |= {"num_cycles": schedule.num_cycles, "interval_steps": schedule.interval}
+        return chosen | {"reset_ratio": schedule.reset}
+
     def build_schedule(self, total_steps: int, zeros: float = 0.0) -> Schedule:
         """Return the schedule of a run; a method's own number of cycles is at most that of steps.
 

@@ -4,14 +4,15 @@ import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 from transformers import TrainerState
 
+from hf_cyclprune.config import PruningConfig, config_to_dict
 from hf_cyclprune.pruning.masks import unpack_mask
 from hf_cyclprune.pruning.pruner import Pruner
+from hf_cyclprune.pruning.schedules import Schedule
 from hf_cyclprune.pruning.snapshot import restore_snapshot, take_snapshot
 from hf_cyclprune.training.state import PruningState, load_state, place_in
 
@@ -122,13 +123,17 @@ def forget_best_off_target(pruner: Pruner, state: TrainerState) -> None:
         state.best_metric = state.best_global_step = state.best_model_checkpoint = None
 
 
-def warn_of_changes(saved: PruningState, config: dict[str, Any], total_steps: int) -> bool:
+def warn_of_changes(saved: PruningState, config: PruningConfig, schedule: Schedule) -> bool:
     """Warn if the run now has other settings than when it was saved; return whether masks change.
 
-    They do where the schedule, or what is pruned by it, is another one.
+    They do where the schedule, or what is pruned by it, is another one. A method may also have
+    other settings than in the version of this library that saved the run.
     """
     before = {**saved.config, "max_steps": saved.total_steps}
-    now = {**config, "max_steps": total_steps}
+    now = {**config_to_dict(config), "max_steps": schedule.total_steps}
+    if before.get("method") == now["method"]:
+        before |= saved.plan
+        now |= {k: v for k, v in config.choices(schedule).items() if k in saved.plan}
     changes = {k: f"{k} {before.get(k)!r} -> {v!r}" for k, v in now.items() if before.get(k) != v}
     if changes:
         warnings.warn(

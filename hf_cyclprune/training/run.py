@@ -131,7 +131,7 @@ class PruningRun:
         place, saved = find_state(pruner, checkpoint, self.number, is_guess)
         if saved is not None:
             self._restore(saved)
-            if warn_of_changes(saved, config_to_dict(self.config), pruner.schedule.total_steps):
+            if warn_of_changes(saved, self.config, pruner.schedule):
                 self.history.is_plan_kept = False
                 if self.has_cycles:
                     # There may be no pruning step left: prune after the next step.
@@ -182,6 +182,7 @@ class PruningRun:
             step=step,
             total_steps=pruner.schedule.total_steps,
             config=config_to_dict(self.config),
+            plan=self.config.choices(pruner.schedule),
             masks={n: pack_mask(pruner.shards[n].gather(m)) for n, m in pruner.masks.items()},
             pending=[pruner.groups[g][0] for g in sorted(pruner.pending)],
             history=self.history.to_dict(),

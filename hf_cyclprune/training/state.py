@@ -22,7 +22,7 @@ from torch import Tensor
 
 from hf_cyclprune.files import STATE_NAME, whole_file
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _PREFIXES = {"mask": "masks", "reference": "reference", "snapshot": "snapshot"}
 
 
@@ -34,6 +34,8 @@ class PruningState:
     """Optimizer steps finished."""
     total_steps: int
     config: dict[str, Any]
+    plan: dict[str, Any]
+    """What the options, the method and the schedule chose together: `PruningConfig.choices`."""
     masks: dict[str, Tensor]
     """Name -> packed bits (`pack_mask`)."""
     pending: list[str] = field(default_factory=list)

@@ -2,6 +2,7 @@
 
 import shutil
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,12 @@ from safetensors.torch import load_file
 from transformers import Trainer, TrainerCallback
 
 from hf_cyclprune import CRITERIA, METHODS, PruningCallback, PruningConfig, PruningTrainer
+from hf_cyclprune.config import config_to_dict
 from hf_cyclprune.files import STATE_NAME
 from hf_cyclprune.pruning.pruned_weights import PRUNED_WEIGHTS
 from hf_cyclprune.pruning.snapshot import take_snapshot
-from hf_cyclprune.training.state import load_state, save_state
+from hf_cyclprune.training.resume import warn_of_changes
+from hf_cyclprune.training.state import PruningState, load_state, save_state
 
 # Two cycles of 20 steps, climbs of 16; with warm-up the edge, step 21, has a learning rate of 0.
 INSIDE_RAMP, ON_EDGE, IN_FINE_TUNING = 26, 21, 38
@@ -321,6 +324,62 @@ def test_other_settings_warn_with_the_differences(train):
     with pytest.warns(UserWarning, match=r"other settings.*sparsity 0\.8 -> 0\.6"):
         trainer = run(train, "trainer", other, resume=True, save_steps=13)
     assert trainer.sparsity_report().is_at_target
+
+
+def test_a_method_that_changed_meanwhile_warns_with_the_differences(train, monkeypatch):
+    """As if a newer version of the library resumed the run, in which a method has other cycles."""
+    config = PruningConfig("rising", sparsity=0.8)
+    with pytest.raises(ConnectionAbortedError):
+        run(train, "trainer", config, interrupt=INSIDE_RAMP, save_steps=13)
+    rising = METHODS["rising"]
+    newer = replace(rising, settings={**rising.settings, "num_cycles": 5})
+    monkeypatch.setitem(METHODS, "rising", newer)
+    with pytest.warns(UserWarning, match=r"with other settings.*: num_cycles 2 -> 5\."):
+        trainer = run(train, "trainer", config, resume=True, save_steps=13)
+    assert trainer.sparsity_report().is_at_target
+    assert not trainer.model_card().record.is_plan_kept
+
+
+@pytest.mark.parametrize(
+    ("config", "change", "words"),
+    [
+        (PruningConfig(sparsity=0.9), {"interval_steps": 8}, "interval_steps 8 -> 6"),
+        (PruningConfig(sparsity=0.9), {"reset_ratio": 0.5}, "reset_ratio 0.5 -> 0.95"),
+        (PruningConfig(sparsity=0.9), {"scope": "layer"}, "scope 'layer' -> 'global'"),
+        (PruningConfig(sparsity=0.9), {"of an older version": 1}, None),
+        (PruningConfig(sparsity=0.9), {}, None),
+        (PruningConfig(pattern="2:4"), {}, None),
+        (PruningConfig(sparsity=0.9, layer_sparsities=["0=0.5"]), {}, None),
+        (PruningConfig(method="hold"), {}, None),
+    ],
+)
+def test_what_is_in_force_is_compared_with_what_was(config, change, words):
+    """Only that: a choice which the version that saved the run did not know is no change."""
+    schedule = config.build_schedule(1500)
+    known = config.choices(schedule)
+    plan = {k: v for k, v in known.items() if k != "protect_ratio"} | change
+    state = PruningState(8, 1500, config_to_dict(config), plan, masks={})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        is_other = warn_of_changes(state, config, schedule)
+    assert is_other == (words is not None)
+    assert [str(w.message).rpartition(": ")[2] for w in caught] == ([f"{words}."] if words else [])
+    assert ("scope" in known) == (config.pattern == "unstructured" and is_free(config))
+
+
+def is_free(config):
+    return config.layer_sparsities is None and config.method != "hold"
+
+
+def test_a_setting_of_the_method_may_be_given_as_an_option_too(train):
+    config = PruningConfig("rising", sparsity=0.8)
+    whole = run(train, "trainer", config)
+    with pytest.raises(ConnectionAbortedError):
+        run(train, "trainer", config, interrupt=INSIDE_RAMP, save_steps=13)
+    same = PruningConfig("rising", sparsity=0.8, num_cycles=2)
+    resumed = run(train, "trainer", same, resume=True, save_steps=13)
+    assert_same(whole, resumed)
+    assert resumed.model_card().record.is_plan_kept
 
 
 def test_options_that_choose_no_masks_may_change_and_masks_that_are_fixed_stay(train):

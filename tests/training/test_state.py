@@ -21,6 +21,7 @@ def new_state(**changes):
         step=12,
         total_steps=40,
         config={"sparsity": 0.9, "targets": None, "ignore": ["a"]},
+        plan={"num_cycles": 4, "scope": None},
         masks={"a.weight": pack_mask(random_mask(3, 5)), "b": pack_mask(random_mask(1, 1))},
         pending=["b"],
         history={"cycles": [], "reset_step": 11, "recovered_at_edge": 0.1},
@@ -101,11 +102,11 @@ def test_metadata_of_something_else_is_refused(tmp_path, metadata):
         load_state(tmp_path)
 
 
-@pytest.mark.parametrize("version", [0, 2, "1"])
+@pytest.mark.parametrize("version", [1, 3, "2"])
 def test_a_state_of_another_format_version_is_refused_with_the_remedy(tmp_path, version):
     values = json.dumps({"format_version": version, "a field of the future": []})
     save_file({}, tmp_path / STATE_NAME, metadata={"pruning": values})
-    message = rf"format version 1; got {version} .*version of hf_cyclprune that wrote it"
+    message = rf"format version 2; got {version} .*version of hf_cyclprune that wrote it"
     with pytest.raises(ValueError, match=message):
         load_state(tmp_path)
 
