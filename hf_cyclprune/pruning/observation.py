@@ -91,7 +91,7 @@ class Observation:
         """Look at the inputs of the targets' layers in training, if a criterion needs them.
 
         Raises:
-            ValueError: a criterion needs them, and a target is of an Embedding.
+            ValueError: a criterion needs them, and a target is not of a Linear layer.
         """
         self.unwatch()
         if self.looks_at_inputs:

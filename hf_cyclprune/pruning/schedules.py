@@ -80,7 +80,8 @@ class Schedule:
         levels: a name in `LEVELS`.
         rise_ratio: in [0, 1], rising levels only; the share of the run in which the level climbs.
         interval_steps: optimizer steps between two pruning steps of a climb (the paper's Delta t);
-            None chooses clamp(round(L' / 40), 1, 100), with the cycle's length where L' is 0.
+            None chooses clamp(round(L' / 40), 1, 100), with the cycle's length where L' is 0; with
+            rising levels 200 of them in the climb of the run.
         recompute: a name in `RECOMPUTE`.
         initial_sparsity: in [0, sparsity]; where the first climb begins.
 
@@ -185,10 +186,11 @@ class Schedule:
         """Steps between two pruning steps of a climb."""
         if self.interval_steps is not None:
             return self.interval_steps
-        ratio = self.rise_ratio if self.levels == "rising" else self.ramp_ratio
         length = round(self.total_steps / self.num_cycles)
-        typical = _climb(ratio, length) or length
-        return min(max(round(typical / 40), 1), 100)
+        typical = (_climb(self.ramp_ratio, length) or length) / 40
+        if self.levels == "rising":
+            typical = self.rise_length / 200
+        return min(max(round(typical), 1), 100)
 
     def sparsity_at(self, t: int) -> float:
         """s(t) after optimizer step t in 1..T; exactly `sparsity` once the climb is over."""

@@ -340,6 +340,14 @@ def test_the_default_interval_is_a_fortieth_of_the_climb_within_1_and_100(
     assert Schedule(0.9, total_steps, num_cycles, ramp_ratio=0.8).interval == interval
 
 
+@pytest.mark.parametrize("num_cycles", [1, 2, 4])
+@pytest.mark.parametrize(
+    ("total_steps", "interval"), [(100, 1), (750, 3), (1500, 6), (4000, 16), (10**6, 100)]
+)
+def test_one_climb_below_which_cycles_dip_has_200_intervals(total_steps, num_cycles, interval):
+    assert Schedule(0.9, total_steps, num_cycles, levels="rising").interval == interval
+
+
 def test_an_interval_longer_than_the_climb_leaves_the_edge_and_the_last_step():
     schedule = Schedule(sparsity=0.9, total_steps=20, num_cycles=2, interval_steps=1000)
     assert [t for t in range(1, 21) if schedule.is_pruning_step(t)] == [1, 9, 11, 19]
