@@ -181,7 +181,7 @@ class Pruner(MaskedWeights):
     def prune_to(self, sparsity: float) -> None:
         """Compute masks at this sparsity and apply them, for pruning without training."""
         for g, n in enumerate(self.demand(sparsity)):
-            self._recompute(g, n, may_return=True)
+            self._recompute(g, n)
         self.policy.mask_()
         self.shards.spread_()
 
@@ -229,7 +229,7 @@ class Pruner(MaskedWeights):
         benefit, num_back, cost, num_gone = gains.tolist()
         return benefit / max(num_back, 1), cost / max(num_gone, 1)
 
-    def _recompute(self, group: int, num_pruned: int, *, may_return: bool) -> None:
+    def _recompute(self, group: int, num_pruned: int, *, may_return: bool = True) -> None:
         """Make new masks for a group, which prune its lowest weights."""
         names, before = self.groups[group], self.num_pruned[group]
         self.num_pruned[group] = num_pruned
